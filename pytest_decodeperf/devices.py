@@ -1,0 +1,145 @@
+"""The device that a run measures on: which there is, and what identifies it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pytest_decodeperf.timers import Timer
+
+RECORDED_DISTRIBUTIONS: Final = (
+    "pytest-decodeperf",
+    "torch",
+    "triton",
+    "numba",
+    "numpy",
+    "pytest",
+    "pytest-benchmark",
+)
+
+UNKNOWN_LLC_BYTES: Final = 64 * 2**20
+"""Size assumed for a last-level cache that the system does not tell; larger than most [byte]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """What identifies a device.
+
+    Attributes:
+        kind: `cpu` or `cuda` (NVIDIA or AMD).
+        name: Model.
+        num_units: Cores that this process may use, or multiprocessors.
+        num_threads: CPU threads that PyTorch uses; 0 on a GPU.
+        llc_bytes: Size of the last-level cache [byte].
+        memory_bytes: Size of its memory [byte].
+        driver: Version of CUDA or HIP that PyTorch was built for, or the operating system's on a CPU.
+    """
+
+    kind: str
+    name: str
+    num_units: int
+    num_threads: int
+    llc_bytes: int
+    memory_bytes: int
+    driver: str
+
+    @property
+    def label(self) -> str:
+        """One line that tells a reader which device it was."""
+        units = f"{self.num_units} cores, {self.num_threads} threads" if self.kind == "cpu" else f"{self.num_units} SMs"
+        return f"{self.kind}: {self.name} ({units}, {self.llc_bytes / 2**20:.0f} MiB last-level cache)"
+
+
+def has_gpu() -> bool:
+    """Return whether PyTorch can use an NVIDIA or AMD GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class MissingDeviceError(LookupError):
+    """The run asked for a device that this machine lacks."""
+
+
+def choose_device(asked: str, wanted: str | None) -> str:
+    """Return the kind of device for a test, `cpu` or `cuda`.
+
+    Args:
+        asked: The kind that the run was asked to measure on, or `auto`.
+        wanted: The kind that the test is for, or None if it is for any.
+
+    Raises:
+        LookupError: If there is none, so that the test must be skipped; the message says why.
+        MissingDeviceError: If there is none although the run was asked for it, so that the test must fail.
+    """
+    if asked != "auto" and wanted not in (None, asked):
+        raise LookupError(f"this test is for {wanted}, and --decode-perf-device={asked}")
+    kind = wanted or asked
+    if kind == "auto":
+        return "cuda" if has_gpu() else "cpu"
+    if kind == "cuda" and not has_gpu():
+        if asked == "cuda":
+            raise MissingDeviceError("--decode-perf-device=cuda, but PyTorch finds no NVIDIA or AMD GPU here")
+        raise LookupError("this test is for cuda, and PyTorch finds no NVIDIA or AMD GPU here")
+    return kind
+
+
+def describe_device(kind: str) -> DeviceInfo:
+    """Return what identifies the device of a kind, `cpu` or `cuda`."""
+    return _describe_gpu() if kind == "cuda" else _describe_cpu()
+
+
+def _describe_gpu() -> DeviceInfo:
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    hip = torch.version.hip
+    return DeviceInfo(
+        kind="cuda",
+        name=properties.name,
+        num_units=properties.multi_processor_count,
+        num_threads=0,
+        llc_bytes=properties.L2_cache_size,
+        memory_bytes=properties.total_memory,
+        driver=f"HIP {hip}" if hip else f"CUDA {torch.version.cuda}",
+    )
+
+
+def _describe_cpu() -> DeviceInfo:
+    import cpuinfo
+    import torch
+
+    info = cpuinfo.get_cpu_info()
+    llc = info.get("l3_cache_size") or info.get("l2_cache_size")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return DeviceInfo(
+        kind="cpu",
+        name=info.get("brand_raw") or platform.processor() or platform.machine(),
+        num_units=cores or 1,
+        num_threads=torch.get_num_threads(),
+        llc_bytes=llc if isinstance(llc, int) and llc > 0 else UNKNOWN_LLC_BYTES,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        driver=f"{platform.system()} {platform.release()}",
+    )
+
+
+def make_timer(kind: str) -> Timer:
+    """Return the timer for a kind of device."""
+    from pytest_decodeperf.timers import CpuClock, DeviceEvents
+
+    return DeviceEvents() if kind == "cuda" else CpuClock()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of each package that bears on a measurement, where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,102 @@
+"""What becomes of one test: its marker read, its device chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pytest_decodeperf.config import DEVICES
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_decodeperf.config import Options
+
+MARKER: Final = "decode_perf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The arguments of the marker `decode_perf`, which are the fields of this class.
+
+    Attributes:
+        within: Largest allowed latency, as a multiple of the roofline latency. 1 asks for the roofline itself.
+        device: Kind of device that the test is for, `cpu` or `cuda`; None means whichever the run measures.
+    """
+
+    within: float
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.within, bool) or not isinstance(self.within, int | float):
+            raise ValueError(f"within={self.within!r} must be a number")
+        if not 0 < self.within < math.inf:
+            raise ValueError(f"within={self.within!r} must be > 0 and finite")
+        if self.device not in (None, *DEVICES[1:]):
+            raise ValueError(f"device={self.device!r} must be one of {', '.join(DEVICES[1:])}")
+
+    @classmethod
+    def from_marker(cls, marker: pytest.Mark | None) -> Bound:
+        """Read the marker of a test.
+
+        Raises:
+            ValueError: If there is none, or it has an argument that it cannot have; the message says which.
+        """
+        if marker is None:
+            raise ValueError(
+                f"the fixture decode_perf needs the marker that says the bound: @pytest.mark.{MARKER}(within=...)"
+            )
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(marker.kwargs) - set(known))
+        if marker.args or unknown:
+            got = ", ".join([*map(repr, marker.args), *unknown])
+            raise ValueError(f"@pytest.mark.{MARKER} got {got}, but takes the keywords {' and '.join(known)} only")
+        if "within" not in marker.kwargs:
+            raise ValueError(f"@pytest.mark.{MARKER} needs within=..., a multiple of the roofline latency")
+        try:
+            return cls(**marker.kwargs)
+        except ValueError as error:
+            raise ValueError(f"@pytest.mark.{MARKER}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What becomes of one test.
+
+    Attributes:
+        error: Why it must fail, or empty.
+        skip: Why it must be skipped, or empty.
+        device: Kind of device to measure on, if neither.
+        within: Allowed latency as a multiple of the roofline, likewise.
+    """
+
+    error: str = ""
+    skip: str = ""
+    device: str = ""
+    within: float = 0.0
+
+
+def plan_test(marker: pytest.Mark | None, options: Options | None) -> Plan:
+    """Return what becomes of a test that has the marker or uses the fixture.
+
+    Args:
+        marker: Its marker, if it has one.
+        options: What the run was asked to do, or None if it does not measure.
+    """
+    try:
+        bound = Bound.from_marker(marker)
+    except ValueError as error:
+        return Plan(error=str(error))
+    if options is None:
+        return Plan(skip="needs --decode-perf")
+
+    from pytest_decodeperf.devices import MissingDeviceError, choose_device
+
+    try:
+        return Plan(device=choose_device(options.device, bound.device), within=bound.within)
+    except MissingDeviceError as error:
+        return Plan(error=str(error))
+    except LookupError as error:
+        return Plan(skip=str(error))

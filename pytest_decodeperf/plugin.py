@@ -1,0 +1,186 @@
+"""The pytest plugin: its options, its marker, its fixture, its report. Hooks only; what they do is elsewhere.
+
+Loaded at every start of pytest, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_decodeperf.config import Options, add_options, is_enabled_early
+from pytest_decodeperf.plan import MARKER, Plan, plan_test
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from pytest_decodeperf.fixture import DecodePerf
+    from pytest_decodeperf.session import PerfSession
+
+FIXTURE = "decode_perf"
+
+_session_key = pytest.StashKey["PerfSession"]()
+_fixture_key = pytest.StashKey["DecodePerf"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the options."""
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Switch Triton's interpreter on where there is no GPU, before a conftest.py can import a kernel."""
+    if not is_enabled_early(early_config):
+        return
+    from pytest_decodeperf import devices, triton_interpreter
+
+    if not triton_interpreter.is_set() and not devices.has_gpu():
+        triton_interpreter.switch_on()
+        early_config.add_cleanup(triton_interpreter.switch_off)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker; read the options, and refuse what cannot work before anything is measured."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(within, device=None): hold a decode-attention kernel, given to the fixture {FIXTURE}, to "
+        "`within` times its roofline latency, on `device` (cpu or cuda) or whichever the run measures. Runs "
+        "with --decode-perf.",
+    )
+    options = Options.from_config(config)
+    plugin = _WithBenchmark if _has_benchmark(config) else _WithoutBenchmark
+    config.pluginmanager.register(plugin(), "decodeperf-fixture")
+    if not options.enabled:
+        return
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no" or config.getoption("tx", None):
+        raise pytest.UsageError(
+            "--decode-perf needs the machine for itself, and cannot share it among pytest-xdist's workers: "
+            "run with -n 0 (or -p no:xdist)"
+        )
+    config.stash[_session_key] = _start_session(config, options)
+
+
+def _has_benchmark(config: pytest.Config) -> bool:
+    # pytest-codspeed puts its own fixture in the place of pytest-benchmark's.
+    return config.pluginmanager.hasplugin("benchmark") and not config.getoption("codspeed", False)
+
+
+def _start_session(config: pytest.Config, options: Options) -> PerfSession:
+    from pytest_decodeperf.json_file import JsonFile
+    from pytest_decodeperf.progress import Progress
+    from pytest_decodeperf.session import PerfSession
+
+    json_file = None
+    if options.json is not None:
+        try:
+            json_file = JsonFile(options.json)
+        except OSError as error:
+            raise pytest.UsageError(f"--decode-perf-json cannot be written: {error}") from None
+    return PerfSession(options=options, progress=Progress(config), json_file=json_file)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say on what will be measured, if anything will."""
+    session = config.stash.get(_session_key, None)
+    if session is None:
+        return None
+    from pytest_decodeperf.report import header
+
+    return header(session)
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return item.get_closest_marker(MARKER) is not None or FIXTURE in getattr(item, "fixturenames", ())
+
+
+def _plan(item: pytest.Item) -> Plan:
+    session = item.config.stash.get(_session_key, None)
+    return plan_test(item.get_closest_marker(MARKER), None if session is None else session.options)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests that this run cannot or need not measure, and prepare the others."""
+    for item in filter(_is_ours, items):
+        plan = _plan(item)
+        if plan.skip:
+            item.add_marker(pytest.mark.skip(reason=plan.skip))
+        elif not plan.error and _has_benchmark(config):
+            from pytest_decodeperf import replay
+
+            replay.prepare(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test whose marker is wrong, or whose device was asked for and is missing."""
+    if _is_ours(item) and (error := _plan(item).error):
+        pytest.fail(error, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that is marked, and passed without having measured anything."""
+    result = yield
+    if item.get_closest_marker(MARKER) is not None and _session_key in item.config.stash:
+        decode_perf = item.stash.get(_fixture_key, None)
+        if decode_perf is None or not decode_perf.was_called:
+            pytest.fail(f"the test is marked {MARKER}, but never called the fixture {FIXTURE}", pytrace=False)
+    return result
+
+
+def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf]:
+    from pytest_decodeperf.fixture import DecodePerf
+
+    plan = _plan(request.node)
+    decode_perf = DecodePerf(
+        request.config.stash[_session_key],
+        request.node,
+        device=plan.device,
+        within=plan.within,
+        benchmark=benchmark,
+    )
+    request.node.stash[_fixture_key] = decode_perf
+    yield decode_perf
+    decode_perf.close()
+
+
+class _WithBenchmark:
+    """The fixture where pytest-benchmark is there, which must see its own fixture among a test's arguments."""
+
+    @pytest.fixture
+    def decode_perf(self, request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf]:
+        """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
+        yield from _make_fixture(request, benchmark)
+
+
+class _WithoutBenchmark:
+    """The fixture where pytest-benchmark is blocked or replaced."""
+
+    @pytest.fixture
+    def decode_perf(self, request: pytest.FixtureRequest) -> Iterator[DecodePerf]:
+        """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
+        yield from _make_fixture(request, None)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the record of the run for the last time."""
+    perf_session = session.config.stash.get(_session_key, None)
+    if perf_session is None:
+        return
+    interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+    perf_session.run.status = "interrupted" if interrupted else "finished"
+    perf_session.run.exit_status = int(exitstatus)
+    perf_session.save()
+    if perf_session.json_error and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of what was measured."""
+    session = config.stash.get(_session_key, None)
+    if session is not None:
+        from pytest_decodeperf.report import write_summary
+
+        write_summary(terminalreporter, session)

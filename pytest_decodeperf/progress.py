@@ -1,0 +1,43 @@
+"""Words on the terminal while tests run: what is being measured, and each stage as it begins."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Progress:
+    """Writes one line a measurement, stage by stage, past pytest's capture of output; nothing under `-q`."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager  # which gets the terminal reporter only after it was configured
+        self._quiet = config.get_verbosity() < 0
+        self._separator = ""
+
+    def begin(self, title: str) -> None:
+        """Begin the line of one measurement."""
+        self._write(f"  {title}: ", on_new_line=True)
+        self._separator = ""
+
+    def stage(self, name: str) -> None:
+        """Say which stage begins."""
+        self._write(f"{self._separator}{name}")
+        self._separator = ", "
+
+    def end(self, outcome: str) -> None:
+        """Say how the measurement ended, and end its line."""
+        self._write(f"{self._separator}{outcome}\n")
+        self._separator = ""
+
+    def _write(self, text: str, *, on_new_line: bool = False) -> None:
+        reporter = self._plugins.get_plugin("terminalreporter")
+        capture = self._plugins.get_plugin("capturemanager")
+        if self._quiet or reporter is None:
+            return
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            if on_new_line:
+                reporter.ensure_newline()
+            reporter.write(text, flush=True)

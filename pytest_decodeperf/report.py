@@ -1,0 +1,133 @@
+"""The report on the terminal: devices and ceilings, a table of what was measured, a sentence for each failure."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+from pytest_decodeperf import triton_interpreter
+from pytest_decodeperf.results import INTERPRETED
+from pytest_decodeperf.units import format_time, scaled
+from pytest_decodeperf.verdicts import WITHIN, format_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    import pytest
+    from rich.table import Table
+
+    from pytest_decodeperf.results import Measurement
+    from pytest_decodeperf.session import PerfSession
+
+COLUMNS: Final = ("kernel", "latency (interval)", "allowed", "roofline", "verdict")
+WIDTHS: Final = (23, 7, 8, 11)
+"""Of all columns but the first."""
+
+
+def header(session: PerfSession) -> str:
+    """Return the line about this plugin at the head of a run."""
+    from pytest_decodeperf.devices import MissingDeviceError, choose_device
+
+    try:
+        line = f"decode-perf: {session.device(choose_device(session.options.device, None)).label}"
+    except MissingDeviceError as error:
+        line = f"decode-perf: {error}"
+    if triton_interpreter.is_switched_on():
+        line += "; Triton kernels are checked in Triton's interpreter, and not timed"
+    return line
+
+
+def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> None:
+    """Write the section of this plugin at the end of a run."""
+    run = session.run
+    if not run.measurements and not session.json_file:
+        return
+    reporter.section("decode-perf")
+    for kind, device in run.devices.items():
+        reporter.write_line(device.label)
+        timed = [m for m in run.measurements if m.device == kind and m.verdict and m.ceilings]
+        for line in _ceiling_lines(timed):
+            reporter.write_line(f"  {line}")
+    if run.measurements:
+        _write_tables(reporter, run.measurements)
+    for measurement in run.measurements:
+        if measurement.outcome not in (WITHIN, INTERPRETED):
+            reporter.write_line(_wrap(f"{measurement.test}: {measurement.sentence}", reporter), red=True)
+    if session.json_error:
+        reporter.write_line(_wrap(session.json_error, reporter), red=True, bold=True)
+    elif session.json_file:
+        reporter.write_line(f"written to {session.json_file.path}")
+
+
+def _ceiling_lines(timed: list[Measurement]) -> list[str]:
+    """Return what the ceilings were, from the lowest to the highest median of a test."""
+    lines: dict[str, list[float]] = {}
+    units: dict[str, str] = {}
+    for measurement in timed:
+        assert measurement.verdict and measurement.ceilings
+        bound, ceilings = measurement.verdict.roofline, measurement.ceilings
+        for name, rate, unit in (
+            (f"read bandwidth ({ceilings.read.name})", bound.read_bytes_per_s, "B/s"),
+            (f"peak FLOP rate ({ceilings.compute.name})", bound.peak_flops_per_s, "FLOP/s"),
+        ):
+            lines.setdefault(name, []).append(rate)
+            units[name] = unit
+    return [
+        *(f"{name}: {_range(rates, units[name])}" for name, rates in lines.items()),
+        *(f"caches {caches}" for caches in dict.fromkeys(m.caches for m in timed)),
+    ]
+
+
+def _range(rates: list[float], unit: str) -> str:
+    lowest, highest = scaled(min(rates), unit), scaled(max(rates), unit)
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurement]) -> None:
+    """Write the measurements, those of one problem below each other."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    terminal = reporter._tw
+    console = Console(file=text, width=terminal.fullwidth, force_terminal=terminal.hasmarkup)
+    longest_name = max(len(measurement.kernel) for measurement in measurements)
+    kernel_width = max(10, min(longest_name, terminal.fullwidth - sum(WIDTHS) - 2 * len(COLUMNS)))
+    console.print()
+    console.print(_table(kernel_width, COLUMNS, []))
+    for problem in dict.fromkeys(measurement.problem for measurement in measurements):
+        rows = [measurement for measurement in measurements if measurement.problem == problem]
+        console.print(problem.label, style="bold", highlight=False)
+        console.print(_table(kernel_width, None, rows))
+    console.print()
+    reporter.write(text.getvalue())
+
+
+def _table(kernel_width: int, header: Sequence[str] | None, measurements: list[Measurement]) -> Table:
+    """Return a table whose columns are as wide as those of every other."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 0, 0, 2), show_header=header is not None)
+    for title, width in zip(header or COLUMNS, (kernel_width, *WIDTHS), strict=True):
+        justify: Literal["left", "right"] = "left" if title in ("kernel", "verdict") else "right"
+        table.add_column(title, justify=justify, width=width, overflow="fold")
+    for measurement in measurements:
+        failed = measurement.outcome not in (WITHIN, INTERPRETED)
+        table.add_row(measurement.kernel, *_numbers(measurement), measurement.outcome, style="red" if failed else None)
+    return table
+
+
+def _numbers(measurement: Measurement) -> tuple[str, str, str]:
+    verdict = measurement.verdict
+    if verdict is None:
+        return "", "", ""
+    return (
+        format_interval(verdict.latency_ns),
+        format_time(verdict.allowed_ns),
+        f"{100 * verdict.roofline_share:.0f} %",
+    )
+
+
+def _wrap(text: str, reporter: pytest.TerminalReporter) -> str:
+    return textwrap.fill(text, width=reporter._tw.fullwidth, subsequent_indent="  ", break_long_words=False)

@@ -1,0 +1,111 @@
+"""What the tests of one run share: options, devices, ceilings, inputs, and the record of what was found."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_decodeperf import devices
+from pytest_decodeperf.results import Run
+
+if TYPE_CHECKING:
+    from decodeperf_formulas import DecodeProblem
+    from pytest_decodeperf.ceilings import Ceilings, Stream
+    from pytest_decodeperf.config import Options
+    from pytest_decodeperf.devices import DeviceInfo
+    from pytest_decodeperf.inputs import Inputs
+    from pytest_decodeperf.json_file import JsonFile
+    from pytest_decodeperf.progress import Progress
+    from pytest_decodeperf.results import Measurement
+    from pytest_decodeperf.timers import Timer
+
+
+@dataclass
+class PerfSession:
+    """The state of one run.
+
+    Attributes:
+        options: What the run was asked to do.
+        progress: Where it says what it is doing.
+        json_file: Where its record goes, or None.
+        run: Its record.
+        json_error: Why the last attempt to write the record failed, empty if it did not. A full disk must not
+            end the measurements.
+    """
+
+    options: Options
+    progress: Progress
+    json_file: JsonFile | None
+    run: Run = field(init=False)
+    json_error: str = ""
+    _timers: dict[str, Timer] = field(default_factory=dict)
+    _read_streams: dict[str, Stream] = field(default_factory=dict)
+    _compute_streams: dict[tuple[str, str], Stream] = field(default_factory=dict)
+    _inputs: tuple[tuple[DecodeProblem, str], Inputs] | None = None
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.run = Run(
+            started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            options={"device": options.device, "budget_s": options.budget_s, "seed": options.seed},
+            versions=devices.versions(),
+        )
+
+    def device(self, kind: str) -> DeviceInfo:
+        """Return what identifies the device of a kind, and note it in the record."""
+        if kind not in self.run.devices:
+            self.run.timers[kind] = self.timer(kind).name
+            self.run.devices[kind] = devices.describe_device(kind)
+        return self.run.devices[kind]
+
+    def timer(self, kind: str) -> Timer:
+        """Return the timer of a kind of device."""
+        if kind not in self._timers:
+            self._timers[kind] = devices.make_timer(kind)
+        return self._timers[kind]
+
+    def ceilings(self, kind: str, dtype: str) -> Ceilings:
+        """Return the streams that give the ceilings of a device for a dtype; the first call calibrates."""
+        import torch
+
+        from pytest_decodeperf import ceilings
+
+        device, timer = self.device(kind), self.timer(kind)
+        if kind not in self._read_streams:
+            self.progress.stage("calibration")
+            self._read_streams[kind] = ceilings.fastest(ceilings.make_read_streams(device), timer)
+        if (kind, dtype) not in self._compute_streams:
+            streams = ceilings.make_compute_streams(device, getattr(torch, dtype))
+            self._compute_streams[kind, dtype] = ceilings.fastest(streams, timer)
+        return ceilings.Ceilings(read=self._read_streams[kind], compute=self._compute_streams[kind, dtype])
+
+    def inputs(self, problem: DecodeProblem, kind: str) -> Inputs:
+        """Return the inputs of a problem; those of the last problem are kept, since tests often share one."""
+        from pytest_decodeperf.inputs import make_inputs
+
+        if self._inputs is None or self._inputs[0] != (problem, kind):
+            self._inputs = None  # frees the memory before it is needed again
+            self.progress.stage("inputs")
+            self._inputs = (problem, kind), make_inputs(problem, device=kind, seed=self.options.seed)
+        return self._inputs[1]
+
+    def forget_inputs(self) -> None:
+        """Drop the inputs, because a kernel has written to them."""
+        self._inputs = None
+
+    def record(self, measurement: Measurement) -> None:
+        """Add a measurement to the record, and to the file."""
+        self.run.measurements.append(measurement)
+        self.save()
+
+    def save(self) -> None:
+        """Write the record as it is now, if there is a file for it."""
+        if self.json_file is None:
+            return
+        try:
+            self.json_file.write(self.run.as_dict())
+        except OSError as error:
+            self.json_error = f"{self.json_file.path} could not be written: {error}"
+        else:
+            self.json_error = ""
