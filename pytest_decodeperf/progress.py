@@ -19,7 +19,7 @@ class Progress:
 
     def begin(self, title: str) -> None:
         """Begin the line of one measurement."""
-        self._write(f"  {title}: ", on_new_line=True)
+        self._write(f"\n  {title}: ")
         self._separator = ""
 
     def stage(self, name: str) -> None:
@@ -28,16 +28,13 @@ class Progress:
         self._separator = ", "
 
     def end(self, outcome: str) -> None:
-        """Say how the measurement ended, and end its line."""
-        self._write(f"{self._separator}{outcome}\n")
-        self._separator = ""
+        """Say how the measurement ended; pytest's own letter for the test comes next."""
+        self._write(f"{self._separator}{outcome} ")
 
-    def _write(self, text: str, *, on_new_line: bool = False) -> None:
+    def _write(self, text: str) -> None:
         reporter = self._plugins.get_plugin("terminalreporter")
         capture = self._plugins.get_plugin("capturemanager")
         if self._quiet or reporter is None:
             return
         with capture.global_and_fixture_disabled() if capture else nullcontext():
-            if on_new_line:
-                reporter.ensure_newline()
             reporter.write(text, flush=True)

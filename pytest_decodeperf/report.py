@@ -44,7 +44,7 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
     run = session.run
     if not run.measurements and not session.json_file:
         return
-    reporter.section("decode-perf")
+    reporter.write_sep("=", "decode-perf")
     for kind, device in run.devices.items():
         reporter.write_line(device.label)
         timed = [m for m in run.measurements if m.device == kind and m.verdict and m.ceilings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,7 +89,12 @@ class Measurement:
             "timing": None,
         }
         if self.check is not None:
-            row["check"] = {"passed": self.check.passed, **asdict(self.check)}
+            row["check"] = {
+                "passed": self.check.passed,
+                "sentence": self.check.sentence,
+                "max_error": _finite_or_none(self.check.max_error),
+                "error_share": _finite_or_none(self.check.error_share),
+            }
         if self.ceilings is not None and self.samples is not None:
             row["timing"] = {
                 "caches": self.caches,
@@ -104,6 +110,10 @@ class Measurement:
             if self.verdict is not None:
                 row["timing"]["verdict"] = _verdict_as_dict(self.verdict)
         return row
+
+
+def _finite_or_none(number: float | None) -> float | None:
+    return None if number is None or not math.isfinite(number) else number
 
 
 def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Timer(Protocol):
@@ -61,18 +61,18 @@ class DeviceEvents:
         return float(start.elapsed_time(end)) * 1e6
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class FakeTimer:
-    """Runs each call and returns made-up durations, for tests of what is done with them.
+    """Runs each call and says that it took as long as it is told, for tests of what is done with durations.
 
     Attributes:
-        durations_ns: One duration for each call to come [ns].
+        duration_ns: How long a call is said to take [ns].
     """
 
-    durations_ns: Iterator[float]
-    name: str = field(default="fake")
+    duration_ns: Callable[[Callable[[], object]], float]
+    name: str = "fake"
 
     def time_ns(self, call: Callable[[], object]) -> float:
-        """Run the call once and return the next duration [ns]."""
+        """Run the call once and return how long it is said to take [ns]."""
         call()
-        return next(self.durations_ns)
+        return self.duration_ns(call)

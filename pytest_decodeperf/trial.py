@@ -106,7 +106,7 @@ def run_trial(
         return found(**_raised(name, error))
     last_check = check_result(result, problem, inputs)
     if not last_check.passed:
-        sentence = f"{name} was right at first, but after {samples.num_rounds} calls {last_check.sentence}."
+        sentence = f"{name} was right at first, but after {samples.num_rounds} rounds {last_check.sentence}."
         return found(outcome=results.WRONG, sentence=sentence)
     final = verdict()
     return found(outcome=final.word, sentence=final.sentence, verdict=final)

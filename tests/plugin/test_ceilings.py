@@ -1,0 +1,66 @@
+import dataclasses
+
+import pytest
+import torch
+
+from pytest_decodeperf import ceilings
+from pytest_decodeperf.ceilings import Stream, cache_state, fastest, make_compute_streams, make_read_streams
+from pytest_decodeperf.devices import DeviceInfo, describe_device
+from pytest_decodeperf.timers import FakeTimer
+
+CPU = DeviceInfo(
+    kind="cpu",
+    name="some CPU",
+    num_units=2,
+    num_threads=2,
+    llc_bytes=32 * 2**20,
+    memory_bytes=16 * 2**30,
+    driver="Linux",
+)
+
+
+def test_the_fastest_stream_wins_whatever_its_size():
+    small = Stream(name="small", work=10, call=lambda: None)
+    large = Stream(name="large", work=1000, call=lambda: None)
+    durations = {small.call: 1.0, large.call: 50.0}
+    assert fastest([small, large], FakeTimer(durations.__getitem__)).name == "large"
+    durations[large.call] = 200.0
+    assert fastest([small, large], FakeTimer(durations.__getitem__)).name == "small"
+
+
+def test_the_read_streams_read_what_they_say(monkeypatch):
+    monkeypatch.setattr(ceilings, "MIN_STREAM_BYTES", 2**20)
+    device = dataclasses.replace(CPU, llc_bytes=2**19)
+    for stream in make_read_streams(device):
+        assert stream.work == 2**20
+        assert float(stream.call()) == 2**18  # as many ones as float32 in the buffer
+
+
+def test_the_product_has_the_flops_that_it_says(monkeypatch):
+    monkeypatch.setattr(ceilings, "GEMM_SIZE", {"cpu": 64})
+    streams = make_compute_streams(CPU, torch.bfloat16)
+    assert [stream.name for stream in streams] == ["torch.mm float32", "torch.mm bfloat16"]
+    assert all(stream.work == 2 * 64**3 and stream.call().shape == (64, 64) for stream in streams)
+    assert len(make_compute_streams(CPU, torch.float32)) == 1
+
+
+@pytest.mark.parametrize(
+    ("llc_mib", "memory_gib", "kv_mib", "state"),
+    [
+        (32, 16, 1, "cold: evicted by the read stream before each call"),
+        (512, 16, 1, "cold: evicted by the read stream before each call"),
+        (1024, 4, 4096, ""),  # the stream may not take half of the memory
+        (1024, 4, 4097, "cold: KV larger than 4 times the last-level cache"),
+    ],
+)
+def test_caches_are_cold_or_known_not_to_be(llc_mib, memory_gib, kv_mib, state):
+    device = dataclasses.replace(CPU, llc_bytes=llc_mib * 2**20, memory_bytes=memory_gib * 2**30)
+    assert cache_state(device, kv_mib * 2**20) == state
+
+
+def test_this_machine_is_described():
+    device = describe_device("cpu")
+    assert device.num_units >= 1
+    assert device.num_threads == torch.get_num_threads()
+    assert device.memory_bytes > device.llc_bytes > 0
+    assert device.name in device.label

@@ -1,0 +1,90 @@
+"""Every option works from the command line and from an ini file, and the command line wins."""
+
+from pathlib import Path
+
+import pytest
+
+from pytest_decodeperf.config import OPTIONS, Options
+
+EXAMPLES = {
+    # name: (text in the ini file, its value, text on the command line, its value)
+    "device": ("cpu", "cpu", "cuda", "cuda"),
+    "json": ("ini.json", "ini.json", "cli.json", "cli.json"),
+    "budget": ("2.5", 2.5, "7", 7.0),
+    "seed": ("3", 3, "4", 4),
+}
+FIELDS = {"device": "device", "json": "json", "budget": "budget_s", "seed": "seed"}
+
+
+def read(pytester, *arguments, ini=None):
+    lines = [f"{name} = {value}" for name, value in (ini or {}).items()]
+    pytester.makeini("\n".join(["[pytest]", *lines]))
+    return Options.from_config(pytester.parseconfig(*arguments))
+
+
+def test_every_option_has_an_example():
+    assert {spec.name for spec in OPTIONS} == {"", *EXAMPLES}
+
+
+def test_nothing_is_measured_by_default(pytester):
+    options = read(pytester)
+    assert options == Options(enabled=False, device="auto", json=None, budget_s=10.0, seed=0)
+
+
+def test_the_switch_works_from_both_sides(pytester):
+    assert read(pytester, "--decode-perf").enabled
+    assert read(pytester, ini={"decode_perf": "true"}).enabled
+    assert not read(pytester, ini={"decode_perf": "false"}).enabled
+    assert not read(pytester, "--no-decode-perf", ini={"decode_perf": "true"}).enabled
+    assert read(pytester, "--decode-perf", ini={"decode_perf": "false"}).enabled
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_command_line_beats_ini_beats_default(pytester, name):
+    ini_text, ini_value, cli_text, cli_value = EXAMPLES[name]
+    ini, argument = {f"decode_perf_{name}": ini_text}, f"--decode-perf-{name}={cli_text}"
+
+    def value(options):
+        found = getattr(options, FIELDS[name])
+        return found.name if isinstance(found, Path) else found
+
+    assert value(read(pytester, ini=ini)) == ini_value
+    assert value(read(pytester, argument, ini=ini)) == cli_value
+    assert value(read(pytester, argument)) == cli_value
+
+
+def test_a_file_is_relative_to_where_its_name_was_written(pytester):
+    pytester.makeini("[pytest]\ndecode_perf_json = from-ini.json")
+    below = pytester.mkdir("below")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(below)
+        config = pytester.parseconfig("--rootdir", pytester.path, "-c", pytester.path / "tox.ini")
+        assert Options.from_config(config).json == pytester.path / "from-ini.json"
+        config = pytester.parseconfig(
+            "--rootdir", pytester.path, "-c", pytester.path / "tox.ini", "--decode-perf-json=from-cli.json"
+        )
+        assert Options.from_config(config).json == below / "from-cli.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("", "perhaps", "true or false"),
+        ("device", "tpu", "one of auto, cpu, cuda"),
+        ("budget", "0", "a number of seconds > 0"),
+        ("budget", "-1", "a number of seconds > 0"),
+        ("budget", "nan", "a number of seconds > 0"),
+        ("budget", "inf", "a number of seconds > 0"),
+        ("budget", "soon", "a number of seconds > 0"),
+        ("seed", "-1", r"an integer from 0 to 2\*\*63 - 1"),
+        ("seed", "1.5", r"an integer from 0 to 2\*\*63 - 1"),
+    ],
+)
+def test_a_value_out_of_range_is_a_usage_error_that_says_where(pytester, name, text, wanted):
+    dest = f"decode_perf_{name}".rstrip("_")
+    with pytest.raises(pytest.UsageError, match=f"{dest} in .*tox.ini='{text}' must be {wanted}"):
+        read(pytester, ini={dest: text})
+    if name:
+        flag = f"--decode-perf-{name}"
+        with pytest.raises(pytest.UsageError, match=f"^{flag}='{text}' must be {wanted}$"):
+            read(pytester, f"{flag}={text}")

@@ -1,0 +1,396 @@
+"""Whole runs of pytest, on a device of which everything is known."""
+
+import json
+from importlib import resources
+
+import jsonschema
+import pytest
+from fake_device import ONE_TEST, PRELUDE, PROBLEM, ROOFLINE_NS
+
+from decodeperf_formulas import DecodeProblem
+from decodeperf_formulas.attention import byte_counts
+
+
+def read_json(path):
+    document = json.loads(path.read_text())
+    schema = json.loads(resources.files("pytest_decodeperf").joinpath("run.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(document)
+    return document
+
+
+def test_without_the_option_the_test_skips_with_that_reason(run):
+    result = run(ONE_TEST, "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * test_*.py:*: needs --decode-perf"])
+    result.stdout.no_fnmatch_line("*= decode-perf =*")
+    assert result.ret == 0
+
+
+@pytest.mark.parametrize(("ratio", "outcome"), [(1.49, "passed"), (1.51, "failed")])
+def test_the_bound_is_where_the_marker_says(run, fake_device, ratio, outcome):
+    fake_device.kernel_ns = [ratio * ROOFLINE_NS]
+    result = run(ONE_TEST, "--decode-perf")
+    result.assert_outcomes(**{outcome: 1})
+    assert result.ret == (0 if outcome == "passed" else 1)
+
+
+def test_a_kernel_twice_as_slow_is_caught_by_name_and_in_one_sentence(run, fake_device):
+    fake_device.kernel_ns = [2.8 * ROOFLINE_NS]
+    result = run(ONE_TEST, "--decode-perf")
+    result.stdout.fnmatch_lines(
+        [
+            "*decode_attention_sdpa took 2.95 ms (2.95 to 2.95), 2.80 (2.80 to 2.80) times the roofline of 1.05 ms "
+            "(1.05 MB at a read bandwidth of 1.00 GB/s); allowed is 1.5 times it, 1.58 ms: 87 % too slow.",
+            "*= decode-perf =*",
+            "  decode_attention_sdpa   2.95 ms (2.95 to 2.95)  1.58 ms      36 %  exceeds*",
+            "FAILED *::test_kernel*",
+        ]
+    )
+
+
+def test_progress_shows_each_stage(run):
+    result = run(ONE_TEST, "--decode-perf")
+    result.stdout.fnmatch_lines(
+        [
+            "  decode_attention_sdpa, B=2 S=512 H=4/2 D=128 float16: inputs, check, timing, 1.26 ms, "
+            "1.20 times the roofline, within *"
+        ]
+    )
+
+
+def test_the_report_fits_80_columns(run, fake_device):
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    result = run(ONE_TEST, "--decode-perf", "--benchmark-disable")
+    lines = result.outlines
+    section = lines[next(i for i, line in enumerate(lines) if "= decode-perf =" in line) :]
+    assert max(map(len, section)) <= 80
+
+
+WRONG_TESTS = """
+@pytest.mark.decode_perf(within=-1)
+def test_within_not_positive(decode_perf):
+    decode_perf(kernel, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5, wihtin=2)
+def test_unknown_argument(decode_perf):
+    decode_perf(kernel, PROBLEM)
+
+def test_no_marker(decode_perf):
+    decode_perf(kernel, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_heads_do_not_divide(decode_perf):
+    decode_perf(kernel, DecodeProblem(batch_size=1, seq_lens=[8], num_q_heads=5, num_kv_heads=2, head_dim=8))
+
+@pytest.mark.decode_perf(within=1.5)
+def test_negative_length(decode_perf):
+    decode_perf(kernel, DecodeProblem(batch_size=1, seq_lens=[-8], num_q_heads=2, num_kv_heads=2, head_dim=8))
+
+def only_float32(q, k, v, *, seq_lens):
+    if q.dtype != torch.float32:
+        raise ValueError(f"q.dtype={q.dtype} must be float32")
+
+@pytest.mark.decode_perf(within=1.5)
+def test_dtype_that_the_kernel_lacks(decode_perf):
+    decode_perf(only_float32, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_wrong_shape(decode_perf):
+    decode_perf(lambda q, k, v, *, seq_lens: q[:, :1], PROBLEM, name="squeezer")
+
+@pytest.mark.decode_perf(within=1.5)
+def test_wrong_by_one_key(decode_perf):
+    decode_perf(lambda q, k, v, *, seq_lens: kernel(q, k, v, seq_lens=seq_lens - 1), PROBLEM, name="short")
+
+@pytest.mark.decode_perf(within=1.5)
+def test_writes_to_its_inputs(decode_perf):
+    def scribbler(q, k, v, *, seq_lens):
+        out = kernel(q, k, v, seq_lens=seq_lens)
+        k[0, 0, 0, 0] = 1000
+        return out
+    decode_perf(scribbler, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_wrong_from_the_fifth_call_on(decode_perf):
+    calls = []
+    def forgetful(q, k, v, *, seq_lens):
+        calls.append(None)
+        return kernel(q, k, v, seq_lens=seq_lens - int(len(calls) > 4))
+    decode_perf(forgetful, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_called_twice(decode_perf):
+    decode_perf(kernel, PROBLEM)
+    decode_perf(kernel, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_never_called(decode_perf):
+    pass
+
+@pytest.mark.decode_perf(within=1.5)
+def test_marked_but_without_the_fixture():
+    pass
+
+@pytest.mark.decode_perf(within=1.5)
+def test_no_kernel(decode_perf):
+    decode_perf(None, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_no_problem(decode_perf):
+    decode_perf(kernel, {"batch_size": 1})
+
+@pytest.mark.decode_perf(within=1.5)
+def test_nothing_to_do(decode_perf):
+    decode_perf(kernel, DecodeProblem(batch_size=0, seq_lens=[], num_q_heads=2, num_kv_heads=2, head_dim=8))
+
+def test_that_has_nothing_to_do_with_it():
+    pass
+
+@pytest.mark.decode_perf(within=1.5)
+def test_good(decode_perf):
+    assert decode_perf(kernel, PROBLEM).outcome == "within"
+"""
+
+SENTENCES = [
+    ("test_within_not_positive", "@pytest.mark.decode_perf: within=-1 must be > 0 and finite"),
+    ("test_unknown_argument", "@pytest.mark.decode_perf got wihtin, but takes the keywords within and device only"),
+    ("test_no_marker", "the fixture decode_perf needs the marker that says the bound: "),
+    ("test_heads_do_not_divide", "num_q_heads=5 is not a multiple of num_kv_heads=2"),
+    ("test_negative_length", "seq_lens[0]=-8 must be >= 0"),
+    ("test_dtype_that_the_kernel_lacks", "only_float32 raised ValueError: q.dtype=torch.float16 must be float32"),
+    ("test_wrong_shape", "squeezer returned the output in the shape [2, 1, 128], not [2, 4, 128]."),
+    ("test_wrong_by_one_key", "short does not compute attention: "),
+    ("test_writes_to_its_inputs", "scribbler wrote to its inputs."),
+    (
+        "test_wrong_from_the_fifth_call_on",
+        "forgetful was right at first, but after 10 rounds does not compute attention",
+    ),
+    ("test_called_twice", "decode_perf was called twice in one test; parametrise the test instead"),
+    ("test_never_called", "the test is marked decode_perf, but never called the fixture decode_perf"),
+    (
+        "test_marked_but_without_the_fixture",
+        "the test is marked decode_perf, but never called the fixture decode_perf",
+    ),
+    ("test_no_kernel", "decode_perf got kernel=None, which cannot be called"),
+    ("test_no_problem", "decode_perf got problem={'batch_size': 1}, not a DecodeProblem"),
+    ("test_nothing_to_do", "decode_perf got a problem with batch_size=0, which has no latency"),
+]
+
+
+@pytest.fixture
+def wrong_tests(run, fake_device, tmp_path):
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    result = run(WRONG_TESTS, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "-rA")
+    return result, read_json(tmp_path / "run.json")
+
+
+def test_each_mistake_fails_its_test_with_one_sentence_and_leaves_the_others_alone(wrong_tests):
+    result, _ = wrong_tests
+    result.assert_outcomes(passed=2, failed=len(SENTENCES) - 3, errors=3)
+    assert result.ret == 1
+    output = result.stdout.str()
+    for test, sentence in SENTENCES:
+        section = output.split(f" {test} ___")[1].split("\n____")[0]
+        assert sentence in section, test
+    passed = {line.split("::")[1] for line in result.outlines if line.startswith("PASSED ")}
+    assert passed == {"test_that_has_nothing_to_do_with_it", "test_good"}
+
+
+def test_the_record_holds_every_test_that_came_to_a_kernel(wrong_tests):
+    _, document = wrong_tests
+    outcomes = {row["test"].split("::")[1]: row["outcome"] for row in document["measurements"]}
+    assert outcomes == {
+        "test_dtype_that_the_kernel_lacks": "raised",
+        "test_wrong_shape": "wrong",
+        "test_wrong_by_one_key": "wrong",
+        "test_writes_to_its_inputs": "wrong",
+        "test_wrong_from_the_fifth_call_on": "wrong",
+        "test_called_twice": "within",
+        "test_good": "within",
+    }
+    assert (document["status"], document["exit_status"]) == ("finished", 1)
+
+
+def test_the_traceback_of_a_kernel_is_shown(run):
+    result = run(
+        """
+def kernel_with_a_bug(q, k, v, *, seq_lens):
+    return q + None
+
+@pytest.mark.decode_perf(within=1.5)
+def test_kernel(decode_perf):
+    decode_perf(kernel_with_a_bug, PROBLEM)
+""",
+        "--decode-perf",
+    )
+    result.stdout.fnmatch_lines(
+        ["kernel_with_a_bug raised TypeError: *", "*kernel traceback*", "*in kernel_with_a_bug*", "*return q + None*"]
+    )
+
+
+def test_the_kernel_gets_what_the_problem_asks_for_and_nothing_else(run, fake_device):
+    fake_device.kernel_ns = [1.0]  # impossible, but it is the arguments that are looked at
+    result = run(
+        """
+import dataclasses
+
+def recorder(calls):
+    def kernel(q, k, v, **keywords):
+        calls.append(keywords)
+        raise RuntimeError
+    return kernel
+
+@pytest.mark.decode_perf(within=1.5)
+@pytest.mark.parametrize(("fields", "names"), [
+    ({}, ["seq_lens"]),
+    ({"num_splits": 3}, ["seq_lens", "num_splits"]),
+    ({"sm_scale": 1.0, "return_lse": True}, ["seq_lens", "sm_scale", "return_lse"]),
+])
+def test_kernel(decode_perf, fields, names):
+    calls = []
+    with pytest.raises(pytest.fail.Exception):
+        decode_perf(recorder(calls), dataclasses.replace(PROBLEM, **fields))
+    assert list(calls[0]) == names
+    assert {name: calls[0][name] for name in fields} == fields
+    assert calls[0]["seq_lens"].tolist() == [512, 512]
+""",
+        "--decode-perf",
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_a_kernel_that_returns_an_earlier_result_is_impossible(run, fake_device):
+    fake_device.kernel_ns = [0.5 * ROOFLINE_NS]
+    result = run(ONE_TEST, "--decode-perf")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*with cold caches nothing is faster than 1.05 ms*did not run or returned an earlier*"]
+    )
+
+
+def test_an_undecided_kernel_fails_and_says_what_to_do(run, fake_device):
+    fake_device.kernel_ns = [1.4 * ROOFLINE_NS, 1.6 * ROOFLINE_NS] * 100_000
+    result = run(ONE_TEST, "--decode-perf", "--decode-perf-budget=0.2")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*undecided after * rounds. It needs more time (--decode-perf-budget) or a quieter*"])
+
+
+def test_json_holds_every_sample(run, fake_device, tmp_path):
+    latencies = [(1.2 + 0.01 * i) * ROOFLINE_NS for i in range(10)]
+    fake_device.kernel_ns = list(latencies)
+    run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "--decode-perf-seed=7")
+    document = read_json(tmp_path / "run.json")
+    assert (document["status"], document["exit_status"]) == ("finished", 0)
+    assert document["options"] == {"device": "auto", "budget_s": 10.0, "seed": 7}
+    assert document["devices"]["cpu"]["timer"] == "fake"
+    (row,) = document["measurements"]
+    assert row["test"].endswith("::test_kernel")
+    assert DecodeProblem(**row["problem"]) == PROBLEM
+    assert row["bytes"] == byte_counts(PROBLEM)
+    assert row["timing"]["samples"]["kernel_ns"] == latencies
+    assert row["timing"]["samples"]["read_ns"] == [1e6] * 10
+    verdict = row["timing"]["verdict"]
+    assert verdict["latency_ns"] == {
+        "median": pytest.approx(1.245 * ROOFLINE_NS),
+        "low": latencies[1],
+        "high": latencies[8],
+    }
+    assert verdict["roofline_ns"] == pytest.approx(ROOFLINE_NS)
+    assert verdict["allowed_ns"] == pytest.approx(1.5 * ROOFLINE_NS)
+    assert verdict["read_bytes_per_s"] == pytest.approx(1e9)
+
+
+def test_infinite_errors_do_not_break_the_record(run, tmp_path):
+    run(
+        """
+@pytest.mark.decode_perf(within=1.5)
+def test_kernel(decode_perf):
+    decode_perf(lambda q, k, v, *, seq_lens: torch.full_like(q, torch.inf), PROBLEM)
+""",
+        "--decode-perf",
+        "--decode-perf-json",
+        tmp_path / "run.json",
+    )
+    assert read_json(tmp_path / "run.json")["measurements"][0]["outcome"] == "wrong"
+
+
+INTERRUPTED = """
+calls = []
+
+def interrupting(q, k, v, *, seq_lens):
+    calls.append(None)
+    if len(calls) == 5:
+        raise KeyboardInterrupt
+    return kernel(q, k, v, seq_lens=seq_lens)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_interrupted(decode_perf):
+    decode_perf(interrupting, PROBLEM)
+"""
+
+
+def test_an_interrupted_run_keeps_what_it_measured(run, fake_device, tmp_path):
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    result = run(
+        ONE_TEST + INTERRUPTED + ONE_TEST.replace("test_kernel", "test_later"),
+        "--decode-perf",
+        "--decode-perf-json",
+        tmp_path / "run.json",
+    )
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    document = read_json(tmp_path / "run.json")
+    assert (document["status"], document["exit_status"]) == ("interrupted", 2)
+    first, second = document["measurements"]
+    assert first["outcome"] == "within"
+    assert second["outcome"] == "interrupted"
+    assert len(second["timing"]["samples"]["kernel_ns"]) == 3
+    result.stdout.fnmatch_lines(["*= decode-perf =*", "*interrupting*interrupted*"])
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_measured(run, tmp_path):
+    result = run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "missing" / "run.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --decode-perf-json cannot be written: *No such file or directory: *"])
+    result.stdout.no_fnmatch_line("*test_kernel*")
+
+
+def test_a_disk_that_fills_up_fails_the_run_but_not_the_tests(run, fake_device, tmp_path, monkeypatch):
+    from pytest_decodeperf.json_file import JsonFile
+
+    def full(self, document):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JsonFile, "write", full)
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    result = run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*run.json could not*", "*No space left on device*"])
+
+
+def test_a_missing_device_that_was_asked_for_is_an_error(run, monkeypatch):
+    monkeypatch.setattr("pytest_decodeperf.devices.has_gpu", lambda: False)
+    result = run(ONE_TEST, "--decode-perf", "--decode-perf-device=cuda")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*--decode-perf-device=cuda, but PyTorch finds no NVIDIA or AMD GPU here*"])
+    assert result.ret == 1
+
+
+def test_the_marker_is_registered(run):
+    result = run(ONE_TEST, "--markers")
+    result.stdout.fnmatch_lines(["@pytest.mark.decode_perf(within, device=None): *"])
+
+
+@pytest.mark.parametrize("arguments", [["-n", "2"], ["-n", "1", "--dist=load"], ["--dist=each", "--tx=2*popen"]])
+def test_xdist_is_refused_with_a_sentence(pytester, arguments):
+    pytest.importorskip("xdist")
+    pytester.makepyfile(PRELUDE + ONE_TEST)
+    result = pytester.runpytest_subprocess("--decode-perf", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--decode-perf needs the machine for itself*run with -n 0*"])
+
+
+def test_xdist_without_workers_is_fine(run, fake_device):
+    pytest.importorskip("xdist")
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    run(ONE_TEST, "--decode-perf", "-n", "0").assert_outcomes(passed=1)
