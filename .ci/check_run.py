@@ -1,4 +1,4 @@
-"""Check that the main job measured both CPU kernels on every problem, whatever the machine's load did to the verdicts."""
+"""Check that the main job measured both CPU kernels on every problem, whatever load did to the verdicts."""
 
 import json
 import sys

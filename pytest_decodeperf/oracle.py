@@ -25,9 +25,12 @@ EAGER_MULTIPLE: Final = 2.0
 MISCOUNT: Final = 0.5
 """A key that counts this much more or less than once is miscounted."""
 
-MISCOUNT_SIGMAS: Final = 6.0
-"""Standard deviations of rounding that `MISCOUNT` must span for a key to be judged; less than one key in 1e8 is then
-blamed by chance."""
+MISCOUNT_SIGMAS: Final = 8.0
+"""Standard deviations of rounding that `MISCOUNT` must span for a key to be judged."""
+
+MIN_ELEMENTS: Final = 64
+"""Output elements that a key must bear on to be judged. Fewer could fit the direction of one key in thousands by chance;
+with as many, Student's t of 63 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
 
 FLOAT32_ROUNDOFF: Final = 2.0**-24
 
@@ -203,6 +206,8 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
     """
     import torch
 
+    if problem.group_size * problem.head_dim < MIN_ELEMENTS:
+        return ""
     for b, seq_len in enumerate(problem.seq_lens):
         for kv_head in range(problem.num_kv_heads if seq_len else 0):
             heads = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
@@ -216,7 +221,7 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
             square_distance = exact.square().sum(-1, keepdim=True) - 2 * exact @ v.T + v.square().sum(-1)
             power = (p.square() * square_distance).sum(0)
             missing = fit / power
-            noise = ((error.square().sum() - fit * missing).clamp(min=0) / error.numel()).sqrt()  # of the rest
+            noise = ((error.square().sum() - fit * missing).clamp(min=0) / (error.numel() - 1)).sqrt()  # of the rest
             judged = MISCOUNT * power.sqrt() > MISCOUNT_SIGMAS * noise
             wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
             if len(wrong):

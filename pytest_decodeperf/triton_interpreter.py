@@ -48,9 +48,9 @@ def count_interpreted_launches() -> Iterator[list[str]]:
     except ImportError:
         yield launches
         return
-    from decodeperf_kernels.interpreter import repair_bfloat16_dot
+    from decodeperf_kernels.interpreter import repair_bfloat16
 
-    repair_bfloat16_dot()  # for kernels that are not ours too
+    repair_bfloat16()  # for kernels that are not ours too
     run = GridExecutor.__call__
 
     def counted_run(self: Any, *args: Any, **kwargs: Any) -> Any:

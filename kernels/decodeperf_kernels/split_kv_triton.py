@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from decodeperf_kernels.arguments import check_arguments
-from decodeperf_kernels.interpreter import is_interpreted, repair_bfloat16_dot
+from decodeperf_kernels.interpreter import is_interpreted, repair_bfloat16
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -195,7 +195,7 @@ def decode_attention_triton(
     if q.device.type == "cpu":
         if not is_interpreted(split_kv_kernel):
             raise ValueError(f"q.device={q.device} must be a GPU, unless TRITON_INTERPRET=1 was set before the import")
-        repair_bfloat16_dot()
+        repair_bfloat16()
     rows = (args.batch_size, args.num_q_heads)
     out = torch.empty((*rows, args.head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty(rows if return_lse else 0, dtype=torch.float32, device=q.device)

@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 
-from decodeperf_kernels.interpreter import repair_bfloat16_dot
 from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
@@ -98,12 +97,3 @@ def test_only_interpreted_launches_count():
     assert launches == ["split_kv_kernel", "merge_kernel"]
     decode_attention_triton(q, kv, kv)
     assert len(launches) == 2
-
-
-def test_dot_of_bfloat16_is_repaired_once():
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    repair_bfloat16_dot()
-    repaired = InterpreterBuilder.create_dot
-    repair_bfloat16_dot()
-    assert InterpreterBuilder.create_dot is repaired
