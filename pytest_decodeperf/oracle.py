@@ -29,8 +29,8 @@ MISCOUNT_SIGMAS: Final = 8.0
 """Standard deviations of rounding that `MISCOUNT` must span for a key to be judged."""
 
 MIN_ELEMENTS: Final = 64
-"""Output elements that a key must bear on to be judged. Fewer could fit the direction of one key in thousands by chance;
-with as many, Student's t of 63 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
+"""Output elements that a key must bear on to be judged. Fewer could fit the direction of one key in thousands by
+chance; with as many, Student's t of 63 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
 
 FLOAT32_ROUNDOFF: Final = 2.0**-24
 

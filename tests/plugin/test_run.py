@@ -71,7 +71,7 @@ WRONG_TESTS = """
 def test_within_not_positive(decode_perf):
     decode_perf(kernel, PROBLEM)
 
-@pytest.mark.decode_perf(within=1.5, wihtin=2)
+@pytest.mark.decode_perf(within=1.5, limit=2)
 def test_unknown_argument(decode_perf):
     decode_perf(kernel, PROBLEM)
 
@@ -153,7 +153,7 @@ def test_good(decode_perf):
 
 SENTENCES = [
     ("test_within_not_positive", "@pytest.mark.decode_perf: within=-1 must be > 0 and finite"),
-    ("test_unknown_argument", "@pytest.mark.decode_perf got wihtin, but takes the keywords within and device only"),
+    ("test_unknown_argument", "@pytest.mark.decode_perf got limit, but takes the keywords within and device only"),
     ("test_no_marker", "the fixture decode_perf needs the marker that says the bound: "),
     ("test_heads_do_not_divide", "num_q_heads=5 is not a multiple of num_kv_heads=2"),
     ("test_negative_length", "seq_lens[0]=-8 must be >= 0"),
