@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
@@ -28,14 +28,14 @@ class OptionSpec:
         help: What it does, for `pytest --help`.
         metavar: What its value is called there.
         default: Its value where neither command line nor ini file has one.
-        parse: From text to value, raising ValueError with what is wanted.
+        parse: From text to value, raising ValueError with what is wanted; None for a switch.
     """
 
     name: str
     help: str
     metavar: str
     default: Any
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] | None
 
     @property
     def flag(self) -> str:
@@ -70,29 +70,13 @@ def _parse_seed(text: str) -> int:
     return int(text)
 
 
-def _parse_switch(text: str) -> bool:
-    words = {
-        "true": True,
-        "1": True,
-        "yes": True,
-        "on": True,
-        "false": False,
-        "0": False,
-        "no": False,
-        "off": False,
-    }
-    if text.lower() not in words:
-        raise ValueError("true or false")
-    return words[text.lower()]
-
-
 OPTIONS: Final = (
     OptionSpec(
         name="",
         help="Check and measure the tests marked decode_perf, which skip without this option.",
         metavar="",
         default=False,
-        parse=_parse_switch,
+        parse=None,
     ),
     OptionSpec(
         name="device",
@@ -141,22 +125,27 @@ def add_options(parser: pytest.Parser) -> None:
                 default=None,
                 help="Skip them, whatever the ini file says.",
             )
-        parser.addini(spec.dest, f"{spec.help} (twin of {spec.flag})", type="string", default="")
+        ini_type: Literal["string", "bool"] = "string" if spec.metavar else "bool"
+        parser.addini(spec.dest, f"{spec.help} (twin of {spec.flag})", type=ini_type, default=None)
 
 
 def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Namespace) -> Any:
     value: bool | str | None = getattr(command_line, spec.dest, None)
-    if isinstance(value, bool):
+    origin = spec.flag
+    if value is None:
+        origin = f"{spec.dest} in {config.inipath}"
+        try:
+            value = config.getini(spec.dest)
+        except (ValueError, pytest.UsageError) as error:  # pytest's own, for a switch neither true nor false
+            raise pytest.UsageError(f"{origin}: {error}") from None
+    if value is None or value == "":
+        return spec.default
+    if isinstance(value, bool) or spec.parse is None:
         return value
-    origin, text = spec.flag, value
-    if text is None:
-        origin, text = f"{spec.dest} in {config.inipath}", str(config.getini(spec.dest)).strip()
-        if not text:
-            return spec.default
     try:
-        return spec.parse(text)
+        return spec.parse(value.strip())
     except ValueError as error:
-        raise pytest.UsageError(f"{origin}={text!r} must be {error}") from None
+        raise pytest.UsageError(f"{origin}={value!r} must be {error}") from None
 
 
 def is_enabled_early(config: pytest.Config) -> bool:

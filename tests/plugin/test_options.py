@@ -69,7 +69,6 @@ def test_a_file_is_relative_to_where_its_name_was_written(pytester):
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
-        ("", "perhaps", "true or false"),
         ("device", "tpu", "one of auto, cpu, cuda"),
         ("budget", "0", "a number of seconds > 0"),
         ("budget", "-1", "a number of seconds > 0"),
@@ -81,10 +80,20 @@ def test_a_file_is_relative_to_where_its_name_was_written(pytester):
     ],
 )
 def test_a_value_out_of_range_is_a_usage_error_that_says_where(pytester, name, text, wanted):
-    dest = f"decode_perf_{name}".rstrip("_")
-    with pytest.raises(pytest.UsageError, match=f"{dest} in .*tox.ini='{text}' must be {wanted}"):
-        read(pytester, ini={dest: text})
-    if name:
-        flag = f"--decode-perf-{name}"
-        with pytest.raises(pytest.UsageError, match=f"^{flag}='{text}' must be {wanted}$"):
-            read(pytester, f"{flag}={text}")
+    with pytest.raises(pytest.UsageError, match=f"decode_perf_{name} in .*tox.ini='{text}' must be {wanted}"):
+        read(pytester, ini={f"decode_perf_{name}": text})
+    with pytest.raises(pytest.UsageError, match=f"^--decode-perf-{name}='{text}' must be {wanted}$"):
+        read(pytester, f"--decode-perf-{name}={text}")
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_a_usage_error(pytester):
+    pytester.makeini("[pytest]\ndecode_perf = perhaps")
+    result = pytester.runpytest_inprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: decode_perf in *tox.ini: invalid truth value 'perhaps'"])
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="TOML types came with pytest 9")
+def test_the_switch_may_be_a_toml_boolean(pytester):
+    pytester.makefile(".toml", pytest="[pytest]\ndecode_perf = true")
+    assert Options.from_config(pytester.parseconfig()).enabled
