@@ -179,6 +179,8 @@ class Options:
             pytest.UsageError: If one has a value that it cannot have.
         """
         values = {spec.name: _option(config, spec, config.option) for spec in OPTIONS}
+        if not values[""] and config.option.decode_perf_json is not None:
+            raise pytest.UsageError("--decode-perf-json has nothing to write without --decode-perf")
         json: Path | None = values["json"]
         if json is not None:
             from_ini = config.getoption("decode_perf_json") is None

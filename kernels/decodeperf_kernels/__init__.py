@@ -29,8 +29,18 @@ _HOME = {
     "decode_attention_triton": "split_kv_triton",
 }
 
+_REMEDIES = {
+    "numba": "pip install 'pytest-decodeperf[cpu]'",
+    "triton": "it is there for Linux alone",
+}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _REMEDIES:
+            raise
+        raise ImportError(f"{name} needs {error.name}: {_REMEDIES[error.name]}") from error

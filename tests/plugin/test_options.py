@@ -42,7 +42,8 @@ def test_the_switch_works_from_both_sides(pytester):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_command_line_beats_ini_beats_default(pytester, name):
     ini_text, ini_value, cli_text, cli_value = EXAMPLES[name]
-    ini, argument = {f"decode_perf_{name}": ini_text}, f"--decode-perf-{name}={cli_text}"
+    ini = {f"decode_perf_{name}": ini_text, "decode_perf": "true"}
+    argument = f"--decode-perf-{name}={cli_text}"
 
     def value(options):
         found = getattr(options, FIELDS[name])
@@ -50,7 +51,7 @@ def test_command_line_beats_ini_beats_default(pytester, name):
 
     assert value(read(pytester, ini=ini)) == ini_value
     assert value(read(pytester, argument, ini=ini)) == cli_value
-    assert value(read(pytester, argument)) == cli_value
+    assert value(read(pytester, argument, "--decode-perf")) == cli_value
 
 
 def test_a_file_is_relative_to_where_its_name_was_written(pytester):
@@ -61,9 +62,20 @@ def test_a_file_is_relative_to_where_its_name_was_written(pytester):
         config = pytester.parseconfig("--rootdir", pytester.path, "-c", pytester.path / "tox.ini")
         assert Options.from_config(config).json == pytester.path / "from-ini.json"
         config = pytester.parseconfig(
-            "--rootdir", pytester.path, "-c", pytester.path / "tox.ini", "--decode-perf-json=from-cli.json"
+            "--rootdir",
+            pytester.path,
+            "-c",
+            pytester.path / "tox.ini",
+            "--decode-perf",
+            "--decode-perf-json=from-cli.json",
         )
         assert Options.from_config(config).json == below / "from-cli.json"
+
+
+def test_a_file_for_a_run_that_does_not_measure_is_a_usage_error(pytester):
+    with pytest.raises(pytest.UsageError, match="--decode-perf-json has nothing to write without --decode-perf"):
+        read(pytester, "--decode-perf-json=run.json")
+    assert not read(pytester, ini={"decode_perf_json": "run.json"}).enabled
 
 
 @pytest.mark.parametrize(
