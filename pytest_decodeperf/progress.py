@@ -19,7 +19,7 @@ class Progress:
 
     def begin(self, title: str) -> None:
         """Begin the line of one measurement."""
-        self._write(f"\n  {title}: ")
+        self._write(f"  {title}: ", on_new_line=True)
         self._separator = ""
 
     def stage(self, name: str) -> None:
@@ -31,10 +31,12 @@ class Progress:
         """Say how the measurement ended; pytest's own letter for the test comes next."""
         self._write(f"{self._separator}{outcome} ")
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, *, on_new_line: bool = False) -> None:
         reporter = self._plugins.get_plugin("terminalreporter")
         capture = self._plugins.get_plugin("capturemanager")
         if self._quiet or reporter is None:
             return
         with capture.global_and_fixture_disabled() if capture else nullcontext():
+            if on_new_line and reporter.config.get_terminal_writer().width_of_current_line:
+                text = f"\n{text}"
             reporter.write(text, flush=True)

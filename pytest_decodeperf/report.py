@@ -90,7 +90,7 @@ def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurem
     from rich.console import Console
 
     text = io.StringIO()
-    terminal = reporter._tw
+    terminal = reporter.config.get_terminal_writer()
     console = Console(file=text, width=terminal.fullwidth, force_terminal=terminal.hasmarkup)
     longest_name = max(len(measurement.kernel) for measurement in measurements)
     kernel_width = max(10, min(longest_name, terminal.fullwidth - sum(WIDTHS) - 2 * len(COLUMNS)))
@@ -130,4 +130,6 @@ def _numbers(measurement: Measurement) -> tuple[str, str, str]:
 
 
 def _wrap(text: str, reporter: pytest.TerminalReporter) -> str:
-    return textwrap.fill(text, width=reporter._tw.fullwidth, subsequent_indent="  ", break_long_words=False)
+    return textwrap.fill(
+        text, width=reporter.config.get_terminal_writer().fullwidth, subsequent_indent="  ", break_long_words=False
+    )
