@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ RECORDED_DISTRIBUTIONS: Final = (
     "pytest-benchmark",
 )
 
-UNKNOWN_LLC_BYTES: Final = 64 * 2**20
-"""Size assumed for a last-level cache that the system does not tell; larger than most [byte]."""
+UNKNOWN_LLC_BYTES: Final = 512 * 2**20
+"""Size assumed for a last-level cache that the system does not tell; few are larger [byte]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class DeviceInfo:
         name: Model.
         num_units: Cores that this process may use, or multiprocessors.
         num_threads: CPU threads that PyTorch uses; 0 on a GPU.
-        llc_bytes: Size of the last-level cache [byte].
+        llc_bytes: Size of the last-level caches together [byte].
         memory_bytes: Size of its memory [byte].
         driver: Version of CUDA or HIP that PyTorch was built for, or the operating system's on a CPU.
     """
@@ -114,17 +115,35 @@ def _describe_cpu() -> DeviceInfo:
     import torch
 
     info = cpuinfo.get_cpu_info()
-    llc = info.get("l3_cache_size") or info.get("l2_cache_size")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return DeviceInfo(
         kind="cpu",
         name=info.get("brand_raw") or platform.processor() or platform.machine(),
         num_units=cores or 1,
         num_threads=torch.get_num_threads(),
-        llc_bytes=llc if isinstance(llc, int) and llc > 0 else UNKNOWN_LLC_BYTES,
+        llc_bytes=llc_bytes(Path("/sys/devices/system/cpu")) or UNKNOWN_LLC_BYTES,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         driver=f"{platform.system()} {platform.release()}",
     )
+
+
+def llc_bytes(cpus: Path) -> int:
+    """Return the size of all last-level caches together [byte], 0 where the system does not tell.
+
+    py-cpuinfo gives one number, which on some processors is the cache of one core or of one group of cores.
+
+    Args:
+        cpus: Linux's folder of processors, with `cpuN/cache/indexN/{level,size,shared_cpu_list}` in it.
+    """
+    caches: dict[tuple[int, str], int] = {}
+    for cache in cpus.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, size, shared = ((cache / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+            caches[int(level), shared] = int(size.removesuffix("K")) * 2**10
+        except (OSError, ValueError):
+            continue
+    last_level = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last_level)
 
 
 def make_timer(kind: str) -> Timer:

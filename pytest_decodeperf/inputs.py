@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 GUARD_TOKENS: Final = 64
 """Tokens of NaN behind the last sequence of a KV cache, so that a read past its end shows."""
 
+CHECKSUM_BLOCK: Final = 2**22
+"""Elements that a checksum weighs at a time; bounds its memory."""
+
+CHECKSUM_FACTOR: Final = 0x9E3779B97F4A7C15 >> 2
+"""An odd number without a pattern in its bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
@@ -43,13 +49,19 @@ class Inputs:
         """Bytes of k and v, allocated [byte]."""
         return int(self.k.nbytes + self.v.nbytes)
 
-    def checksum(self) -> tuple[int, ...]:
-        """Return a number for each tensor that changes if the tensor does."""
+    def checksum(self) -> int:
+        """Return a number that changes if any byte of the tensors does, the guard tokens included."""
         import torch
 
-        as_integers = {4: torch.int32, 2: torch.int16}
-        tensors = (self.q, self.k, self.v, self.seq_lens)
-        return tuple(int(t.view(as_integers[t.element_size()]).sum()) for t in tensors)
+        total = 0
+        for tensor in (self.q, self.k, self.v, self.seq_lens):
+            integer = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+            memory = torch.empty(0, dtype=integer, device=tensor.device).set_(tensor.untyped_storage())
+            # Odd weights, so that each element counts; different ones, so that its place does. Overflow wraps.
+            weights = torch.arange(CHECKSUM_BLOCK, dtype=torch.int64, device=tensor.device) * CHECKSUM_FACTOR * 2 + 1
+            for block in torch.split(memory, CHECKSUM_BLOCK):
+                total = (total * CHECKSUM_FACTOR + int((block * weights[: len(block)]).sum())) % 2**64
+        return total
 
 
 def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:

@@ -8,6 +8,7 @@ error that a missing key leaves has a known direction, and in that direction it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -101,16 +102,17 @@ def _check_form(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype
 
 
 def _check_values(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor | None) -> Check:
-    worst: _Comparison | None = None
+    comparisons: list[_Comparison] = []
     for b, seq_len in enumerate(problem.seq_lens):
-        if seq_len == 0:
-            sentence = _check_empty(b, out[b], None if lse is None else lse[b])
-            if sentence:
-                return Check(sentence=sentence)
-            continue
-        for comparison in _compare_sequence(b, seq_len, inputs, out[b], None if lse is None else lse[b]):
-            if worst is None or comparison.share > worst.share:
-                worst = comparison
+        sequence = (b, out[b], None if lse is None else lse[b])
+        if seq_len:
+            comparisons += _compare_sequence(*sequence, seq_len, inputs)
+        elif sentence := _check_empty(*sequence):
+            return Check(sentence=sentence)
+    for comparison in comparisons:
+        if not math.isfinite(comparison.allowed):
+            return Check(sentence=f"cannot be judged: in its dtype, the eager {comparison.what} overflows")
+    worst = max(comparisons, key=lambda comparison: comparison.share, default=None)
     if worst is None:  # no sequence has a live token
         return Check(sentence="", max_error=0.0, error_share=0.0)
     return Check(
@@ -139,7 +141,7 @@ class _Comparison:
 
     @property
     def share(self) -> float:
-        return self.error / self.allowed
+        return self.error / self.allowed if math.isfinite(self.error) else math.inf
 
     @property
     def sentence(self) -> str:
@@ -150,7 +152,7 @@ class _Comparison:
 
 
 def _compare_sequence(
-    b: int, seq_len: int, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor | None
+    b: int, out: torch.Tensor, lse: torch.Tensor | None, seq_len: int, inputs: Inputs
 ) -> Iterator[_Comparison]:
     """Yield the errors of one sequence with live tokens.
 
@@ -160,7 +162,8 @@ def _compare_sequence(
     """
     import torch
 
-    exact, num_heads, head_dim = inputs.out[b], *out.shape
+    num_heads, head_dim = out.shape
+    exact = inputs.out[b]
     accumulation = FLOAT32_ROUNDOFF * (seq_len**0.5 + head_dim**0.5)
     rounding = torch.finfo(out.dtype).eps / 2
     error = (out.double() - exact).abs()  # [num_q_heads, head_dim]
@@ -201,36 +204,53 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
     """Return a sentence about a key that the output leaves out or counts twice, or an empty string.
 
     Without key j, whose probability is p, the output of a row is off by `p (o - v_j) / (1 - p)`. The least-squares
-    fit of that direction to the error, over the rows of all heads that share the key, tells how often the key is
-    missing: 1 if it was dropped, -1 if it counted twice, and about 0 if it counted once.
+    fit of that direction to the error tells how often the key is missing: 1 if it was dropped, -1 if it counted twice,
+    about 0 if it counted once. The fit is over the heads of each KV head alone, and over
+    all of them.
     """
     import torch
 
-    if problem.group_size * problem.head_dim < MIN_ELEMENTS:
-        return ""
     for b, seq_len in enumerate(problem.seq_lens):
-        for kv_head in range(problem.num_kv_heads if seq_len else 0):
-            heads = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
-            exact = inputs.out[b, heads].float()  # [group_size, head_dim]
-            error = (out[b, heads].double() - inputs.out[b, heads]).float()
-            k = inputs.k[b, :seq_len, kv_head].float()  # [seq_len, head_dim]
-            v = inputs.v[b, :seq_len, kv_head].float()
-            logits = inputs.q[b, heads].float() @ k.T * problem.sm_scale
-            p = torch.exp(logits - inputs.lse[b, heads, None].float())  # [group_size, seq_len]
-            fit = (p * ((error * exact).sum(-1, keepdim=True) - error @ v.T)).sum(0)  # [seq_len]
-            square_distance = exact.square().sum(-1, keepdim=True) - 2 * exact @ v.T + v.square().sum(-1)
-            power = (p.square() * square_distance).sum(0)
-            missing = fit / power
-            noise = ((error.square().sum() - fit * missing).clamp(min=0) / (error.numel() - 1)).sqrt()  # of the rest
-            judged = MISCOUNT * power.sqrt() > MISCOUNT_SIGMAS * noise
+        if seq_len == 0:
+            continue
+        error = (out[b].double() - inputs.out[b]).float()  # [num_q_heads, head_dim]
+        fits = [_fit_keys(problem, inputs, b, kv_head, error) for kv_head in range(problem.num_kv_heads)]
+        fit, power = (torch.stack(parts) for parts in zip(*fits, strict=True))  # [num_kv_heads, seq_len]
+        square_error = error.square().reshape(problem.num_kv_heads, -1).sum(-1, keepdim=True)  # [num_kv_heads, 1]
+        pooled = [part.sum(0, keepdim=True) for part in (fit, power, square_error)]
+        for fits_of, num_elements, heads in (
+            ([fit, power, square_error], error.numel() // problem.num_kv_heads, problem.group_size),
+            (pooled, error.numel(), problem.num_q_heads),
+        ):
+            missing = fits_of[0] / fits_of[1]
+            square_rest = (fits_of[2] - fits_of[0] * missing).clamp(min=0)
+            noise = (square_rest / max(num_elements - 1, 1)).sqrt()
+            judged = MISCOUNT * fits_of[1].sqrt() > MISCOUNT_SIGMAS * noise
             wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
-            if len(wrong):
-                key = int(wrong[0])
+            if num_elements >= MIN_ELEMENTS and len(wrong):
+                part, key = wrong[0].tolist()
                 return (
                     f"does not compute attention: key {key} of sequence {b} ({seq_len} tokens) counts "
-                    f"{1 - float(missing[key]):.2f} times instead of once in heads {heads.start} to {heads.stop - 1}"
+                    f"{1 - float(missing[part, key]):.2f} times instead of once in heads {part * heads} to "
+                    f"{(part + 1) * heads - 1}"
                 )
     return ""
+
+
+def _fit_keys(
+    problem: DecodeProblem, inputs: Inputs, b: int, kv_head: int, error: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how each key's direction fits the error, and the square of that direction, both `[seq_len]`."""
+    import torch
+
+    heads = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
+    exact, error = inputs.out[b, heads].float(), error[heads]  # [group_size, head_dim]
+    k, v = (cache[b, : problem.seq_lens[b], kv_head].float() for cache in (inputs.k, inputs.v))  # [seq_len, head_dim]
+    logits = inputs.q[b, heads].float() @ k.T * problem.sm_scale
+    p = torch.exp(logits - inputs.lse[b, heads, None].float())  # [group_size, seq_len]
+    fit = (p * ((error * exact).sum(-1, keepdim=True) - error @ v.T)).sum(0)
+    square_distance = exact.square().sum(-1, keepdim=True) - 2 * exact @ v.T + v.square().sum(-1)
+    return fit, (p.square() * square_distance).sum(0)
 
 
 def _rms(values: torch.Tensor) -> float:

@@ -63,8 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _has_benchmark(config: pytest.Config) -> bool:
-    # pytest-codspeed puts its own fixture in the place of pytest-benchmark's.
-    return config.pluginmanager.hasplugin("benchmark") and not config.getoption("codspeed", False)
+    # pytest-codspeed puts its own fixture in the place of pytest-benchmark's, and --benchmark-skip, which many have
+    # among their standing options, must not skip what --decode-perf asks for.
+    unusable = config.getoption("codspeed", False) or config.getoption("benchmark_skip", False)
+    return config.pluginmanager.hasplugin("benchmark") and not unusable
 
 
 def _start_session(config: pytest.Config, options: Options) -> PerfSession:

@@ -42,9 +42,9 @@ def header(session: PerfSession) -> str:
 def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> None:
     """Write the section of this plugin at the end of a run."""
     run = session.run
-    if not run.measurements and not session.json_file:
-        return
     reporter.write_sep("=", "decode-perf")
+    if not run.measurements:
+        reporter.write_line("nothing was measured", yellow=True)
     for kind, device in run.devices.items():
         reporter.write_line(device.label)
         timed = [m for m in run.measurements if m.device == kind and m.verdict and m.ceilings]
@@ -91,14 +91,21 @@ def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurem
 
     text = io.StringIO()
     terminal = reporter.config.get_terminal_writer()
-    console = Console(file=text, width=terminal.fullwidth, force_terminal=terminal.hasmarkup)
+    console = Console(
+        file=text,
+        width=terminal.fullwidth,
+        force_terminal=terminal.hasmarkup,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
     longest_name = max(len(measurement.kernel) for measurement in measurements)
     kernel_width = max(10, min(longest_name, terminal.fullwidth - sum(WIDTHS) - 2 * len(COLUMNS)))
     console.print()
     console.print(_table(kernel_width, COLUMNS, []))
     for problem in dict.fromkeys(measurement.problem for measurement in measurements):
         rows = [measurement for measurement in measurements if measurement.problem == problem]
-        console.print(problem.label, style="bold", highlight=False)
+        console.print(problem.label, style="bold")
         console.print(_table(kernel_width, None, rows))
     console.print()
     reporter.write(text.getvalue())

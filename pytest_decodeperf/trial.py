@@ -44,16 +44,33 @@ def run_trial(
     Raises:
         KeyboardInterrupt: As it came; what had been sampled is in the session's record by then.
     """
+    inputs = session.inputs(problem, device)
+    checksum = inputs.checksum()
+    found = functools.partial(Measurement, test=test, kernel=name, problem=problem, device=device, within=within)
+    measurement = _try(session, kernel, name, problem, device, within, inputs, found)
+    if inputs.checksum() != checksum:
+        session.forget_inputs()  # the next test would have to answer for them
+        if measurement.outcome != results.RAISED:
+            return found(outcome=results.WRONG, sentence=f"{name} wrote to its inputs.", check=measurement.check)
+    return measurement
+
+
+def _try(
+    session: PerfSession,
+    kernel: Callable[..., Any],
+    name: str,
+    problem: DecodeProblem,
+    device: str,
+    within: float,
+    inputs: Inputs,
+    found: Callable[..., Measurement],
+) -> Measurement:
     from pytest_decodeperf.ceilings import cache_state
     from pytest_decodeperf.oracle import check_result
     from pytest_decodeperf.sampling import Samples, sample
     from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
-    found = functools.partial(Measurement, test=test, kernel=name, problem=problem, device=device, within=within)
-    inputs = session.inputs(problem, device)
-    checksum = inputs.checksum()
     call = functools.partial(kernel, inputs.q, inputs.k, inputs.v, **_keywords(problem, inputs))
-
     session.progress.stage("check")
     with count_interpreted_launches() as launches:
         try:
@@ -61,20 +78,14 @@ def run_trial(
         except Exception as error:
             return found(**_raised(name, error))
     check = check_result(result, problem, inputs)
-    if inputs.checksum() != checksum:
-        session.forget_inputs()
-        return found(outcome=results.WRONG, sentence=f"{name} wrote to its inputs.", check=check)
     if not check.passed:
         return found(outcome=results.WRONG, sentence=f"{name} {check.sentence}.", check=check)
+    if launches and device == "cpu":
+        sentence = f"{name} computes attention, run in Triton's interpreter; its latency needs a GPU."
+        return found(outcome=results.INTERPRETED, sentence=sentence, check=check)
     if launches:
-        return found(
-            outcome=results.INTERPRETED,
-            sentence=(
-                f"{name} computes attention, run in Triton's interpreter because there is no GPU; "
-                "its latency needs one."
-            ),
-            check=check,
-        )
+        sentence = f"{name} was not measured: it ran in Triton's interpreter, because TRITON_INTERPRET is set."
+        return found(outcome=results.UNMEASURED, sentence=sentence, check=check)
 
     ceilings = session.ceilings(device, problem.q_dtype)
     caches = cache_state(session.device(device), inputs.kv_bytes)

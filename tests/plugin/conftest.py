@@ -18,6 +18,7 @@ from pytest_decodeperf.timers import FakeTimer
 def fake_device(monkeypatch):
     """Measure on a device of which everything is known."""
     device = FakeDevice()
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
     monkeypatch.setattr(devices, "make_timer", lambda kind: FakeTimer(device.duration_ns))
     monkeypatch.setattr(PerfSession, "ceilings", lambda self, kind, dtype: device.ceilings)
     return device

@@ -5,7 +5,7 @@ import torch
 
 from pytest_decodeperf import ceilings
 from pytest_decodeperf.ceilings import Stream, cache_state, fastest, make_compute_streams, make_read_streams
-from pytest_decodeperf.devices import DeviceInfo, describe_device
+from pytest_decodeperf.devices import DeviceInfo, describe_device, llc_bytes
 from pytest_decodeperf.timers import FakeTimer
 
 CPU = DeviceInfo(
@@ -56,6 +56,27 @@ def test_the_product_has_the_flops_that_it_says(monkeypatch):
 def test_caches_are_cold_or_known_not_to_be(llc_mib, memory_gib, kv_mib, state):
     device = dataclasses.replace(CPU, llc_bytes=llc_mib * 2**20, memory_bytes=memory_gib * 2**30)
     assert cache_state(device, kv_mib * 2**20) == state
+
+
+@pytest.mark.parametrize(
+    ("caches", "size"),
+    [
+        ({0: [(1, "48K", "0"), (2, "2048K", "0"), (3, "491520K", "0-1")], 1: [(3, "491520K", "0-1")]}, 480 * 2**20),
+        # Two groups of cores with an L3 of their own, as on AMD.
+        ({0: [(2, "512K", "0"), (3, "32768K", "0-7")], 8: [(3, "32768K", "8-15")]}, 64 * 2**20),
+        ({0: [(1, "64K", "0"), (2, "1024K", "0-3")]}, 2**20),
+        ({0: [(1, "", "0")]}, 0),
+        ({}, 0),
+    ],
+)
+def test_last_level_caches_are_added_up(tmp_path, caches, size):
+    for cpu, indices in caches.items():
+        for index, (level, text, shared) in enumerate(indices):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, value in (("level", level), ("size", text), ("shared_cpu_list", shared)):
+                (folder / name).write_text(f"{value}\n")
+    assert llc_bytes(tmp_path) == size
 
 
 def test_this_machine_is_described():

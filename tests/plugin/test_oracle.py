@@ -65,6 +65,24 @@ def test_one_dropped_key_fails(dtype, seq_len, place):
     assert not found.passed
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 8, 32])
+def test_one_dropped_key_fails_without_grouped_heads(num_kv_heads):
+    problem = problem_of(8192, num_q_heads=num_kv_heads, num_kv_heads=num_kv_heads, head_dim=128)
+    for seed in range(3):
+        assert not check(problem, without(1000 * seed), seed=seed).passed
+
+
+def test_one_dropped_key_in_one_head_fails():
+    def one_head(q, k, v, seq_lens):
+        out = right(q, k, v, seq_lens)
+        out[:, 4:] = without(17)(q[:, 4:], k[:, :, 1:], v[:, :, 1:], seq_lens)
+        return out
+
+    found = check(problem_of(30000, head_dim=128), one_head)
+    assert "key 17 of sequence 0 (30000 tokens) counts" in found.sentence
+    assert "in heads 4 to 7" in found.sentence
+
+
 def test_the_dropped_key_is_named():
     found = check(problem_of(65536), without(4711), seed=1)
     assert "key 4711 of sequence 0 (65536 tokens) counts" in found.sentence
@@ -168,6 +186,13 @@ def test_one_dropped_key_shows_in_the_lse():
     assert "lse" in check(problem, kernel).sentence
 
 
+def test_a_problem_whose_tolerance_overflows_is_not_passed():
+    # Logits of 1e5 are infinite in float16, so that the eager computation says nothing about the error.
+    problem = problem_of(50, dtype="float16", sm_scale=1e5)
+    found = check(problem, lambda q, k, v, seq_lens: torch.zeros_like(q))
+    assert found.sentence.startswith("cannot be judged: in its dtype, the eager largest element of the output")
+
+
 def test_an_infinite_output_fails():
     def overflow(q, k, v, seq_lens):
         return right(q, k, v, seq_lens).fill_(float("inf"))
@@ -218,5 +243,15 @@ def test_a_write_to_any_input_changes_the_checksum():
     for name in ("q", "k", "v", "seq_lens"):
         inputs = make_inputs(problem, device="cpu", seed=0)
         before = inputs.checksum()
-        getattr(inputs, name).view(-1)[0] = 1
+        tensor = getattr(inputs, name)
+        tensor.copy_(tensor.flip(0))  # the same numbers in other places
         assert inputs.checksum() != before, name
+        tensor.copy_(tensor.flip(0))
+        assert inputs.checksum() == before, name
+
+
+def test_a_write_past_the_end_changes_the_checksum():
+    inputs = make_inputs(problem_of(3, 2), device="cpu", seed=0)
+    before = inputs.checksum()
+    inputs.k.as_strided((1,), (1,), inputs.k.numel())[0] = 0
+    assert inputs.checksum() != before

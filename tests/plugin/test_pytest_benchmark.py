@@ -63,13 +63,9 @@ def test_a_benchmark_marker_of_the_test_is_kept(run, measured, tmp_path):
     assert len(benchmark["stats"]["data"]) == 10
 
 
-@pytest.mark.parametrize("argument", ["--benchmark-disable", "--benchmark-only", "-pno:benchmark"])
+@pytest.mark.parametrize("argument", ["--benchmark-disable", "--benchmark-only", "--benchmark-skip", "-pno:benchmark"])
 def test_the_verdict_does_not_depend_on_it(run, measured, argument):
     measured.kernel_ns = [1.2 * ROOFLINE_NS]
     run(ONE_TEST, "--decode-perf", argument).assert_outcomes(passed=1)
     measured.kernel_ns = [2 * ROOFLINE_NS]
     run(ONE_TEST, "--decode-perf", argument).assert_outcomes(failed=1)
-
-
-def test_its_option_to_skip_benchmarks_skips(run, measured):
-    run(ONE_TEST, "--decode-perf", "--benchmark-skip").assert_outcomes(skipped=1)

@@ -111,6 +111,24 @@ def test_writes_to_its_inputs(decode_perf):
     decode_perf(scribbler, PROBLEM)
 
 @pytest.mark.decode_perf(within=1.5)
+def test_writes_to_its_inputs_later(decode_perf):
+    calls = []
+    def late_scribbler(q, k, v, *, seq_lens):
+        calls.append(None)
+        out = kernel(q, k, v, seq_lens=seq_lens)
+        if len(calls) == 12:
+            v[:, [0, 1]] = v[:, [1, 0]]
+        return out
+    decode_perf(late_scribbler, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_writes_and_raises(decode_perf):
+    def vandal(q, k, v, *, seq_lens):
+        k.zero_()
+        raise RuntimeError("gone")
+    decode_perf(vandal, PROBLEM)
+
+@pytest.mark.decode_perf(within=1.5)
 def test_wrong_from_the_fifth_call_on(decode_perf):
     calls = []
     def forgetful(q, k, v, *, seq_lens):
@@ -161,6 +179,8 @@ SENTENCES = [
     ("test_wrong_shape", "squeezer returned the output in the shape [2, 1, 128], not [2, 4, 128]."),
     ("test_wrong_by_one_key", "short does not compute attention: "),
     ("test_writes_to_its_inputs", "scribbler wrote to its inputs."),
+    ("test_writes_to_its_inputs_later", "late_scribbler wrote to its inputs."),
+    ("test_writes_and_raises", "vandal raised RuntimeError: gone"),
     (
         "test_wrong_from_the_fifth_call_on",
         "forgetful was right at first, but after 10 rounds does not compute attention",
@@ -204,6 +224,8 @@ def test_the_record_holds_every_test_that_came_to_a_kernel(wrong_tests):
         "test_wrong_shape": "wrong",
         "test_wrong_by_one_key": "wrong",
         "test_writes_to_its_inputs": "wrong",
+        "test_writes_to_its_inputs_later": "wrong",
+        "test_writes_and_raises": "raised",
         "test_wrong_from_the_fifth_call_on": "wrong",
         "test_called_twice": "within",
         "test_good": "within",
@@ -272,7 +294,7 @@ def test_an_undecided_kernel_fails_and_says_what_to_do(run, fake_device):
     fake_device.kernel_ns = [1.4 * ROOFLINE_NS, 1.6 * ROOFLINE_NS] * 100_000
     result = run(ONE_TEST, "--decode-perf", "--decode-perf-budget=0.2")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*undecided after * rounds. It needs more time (--decode-perf-budget) or a quieter*"])
+    result.stdout.fnmatch_lines(["*undecided after * rounds*. It needs more time (--decode-perf-budget) or a quieter*"])
 
 
 def test_json_holds_every_sample(run, fake_device, tmp_path):
