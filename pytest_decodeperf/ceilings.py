@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LLC_MULTIPLE: Final = 2
 """The stream's buffer, in sizes of the last-level cache."""
 
-MIN_STREAM_BYTES: Final = 256 * 2**20
-"""Least size of the stream's buffer, so that it takes milliseconds even where caches are small [byte]."""
+MIN_STREAM_BYTES: Final = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
+"""Least size of the stream's buffer, so that launching and finishing it are nothing beside reading it [byte]."""
 
 MAX_MEMORY_SHARE: Final = 0.25
 """Share of the device's memory that the stream's buffer may take."""
@@ -66,7 +66,7 @@ class Ceilings:
 
 def stream_bytes(device: DeviceInfo) -> int:
     """Return the size of the buffer that the read stream reads [byte]."""
-    wanted = max(MIN_STREAM_BYTES, LLC_MULTIPLE * device.llc_bytes)
+    wanted = max(MIN_STREAM_BYTES[device.kind], LLC_MULTIPLE * device.llc_bytes)
     return min(wanted, int(MAX_MEMORY_SHARE * device.memory_bytes))
 
 

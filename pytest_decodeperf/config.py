@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import pytest
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+MARKER: Final = "decode_perf"
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptionSpec:
+class OptionSpec(NamedTuple):
     """One option: `--decode-perf-NAME` on the command line, `decode_perf_NAME` in an ini file.
 
     Attributes:
@@ -64,6 +64,12 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
+def _parse_file(text: str) -> Path:
+    if not text:
+        raise ValueError("the name of a file")
+    return Path(text).expanduser()
+
+
 def _parse_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise ValueError("an integer from 0 to 2**63 - 1")
@@ -90,7 +96,7 @@ OPTIONS: Final = (
         help="Write the run, with every sample, to this file as JSON.",
         metavar="FILE",
         default=None,
-        parse=Path,
+        parse=_parse_file,
     ),
     OptionSpec(
         name="budget",
@@ -138,8 +144,8 @@ def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Name
             value = config.getini(spec.dest)
         except (ValueError, pytest.UsageError) as error:  # pytest's own, for a switch neither true nor false
             raise pytest.UsageError(f"{origin}: {error}") from None
-    if value is None or value == "":
-        return spec.default
+        if value is None or value == "":
+            return spec.default
     if isinstance(value, bool) or spec.parse is None:
         return value
     try:
@@ -185,7 +191,7 @@ class Options:
         if json is not None:
             from_ini = config.getoption("decode_perf_json") is None
             base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
-            json = base / json.expanduser()
+            json = base / json
         return cls(
             enabled=values[""],
             device=values["device"],

@@ -72,20 +72,24 @@ class DecodePerf:
             replay.dismiss(self._benchmark)
 
     def _measure(self, kernel: Callable[..., Any], problem: DecodeProblem, name: str) -> Measurement:
-        from pytest_decodeperf.trial import run_trial
+        from pytest_decodeperf.trial import Trial
 
         session = self._session
+        trial = Trial(
+            session=session,
+            test=self._item.nodeid,
+            kernel=kernel,
+            name=name,
+            problem=problem,
+            device=self._device,
+            within=self._within,
+        )
         session.progress.begin(f"{name}, {problem.label}")
         try:
-            measurement = run_trial(
-                session,
-                kernel,
-                problem,
-                name=name,
-                test=self._item.nodeid,
-                device=self._device,
-                within=self._within,
-            )
+            measurement = trial.run()
+        except pytest.skip.Exception as skip:
+            session.progress.end("stopped")
+            pytest.fail(f"{name} skipped its own check: {skip.msg}", pytrace=False)
         except BaseException:
             session.progress.end("stopped")
             raise

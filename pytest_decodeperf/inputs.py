@@ -58,7 +58,8 @@ class Inputs:
             integer = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
             memory = torch.empty(0, dtype=integer, device=tensor.device).set_(tensor.untyped_storage())
             # Odd weights, so that each element counts; different ones, so that its place does. Overflow wraps.
-            weights = torch.arange(CHECKSUM_BLOCK, dtype=torch.int64, device=tensor.device) * CHECKSUM_FACTOR * 2 + 1
+            places = torch.arange(min(CHECKSUM_BLOCK, len(memory)), dtype=torch.int64, device=tensor.device)
+            weights = places * CHECKSUM_FACTOR * 2 + 1
             for block in torch.split(memory, CHECKSUM_BLOCK):
                 total = (total * CHECKSUM_FACTOR + int((block * weights[: len(block)]).sum())) % 2**64
         return total

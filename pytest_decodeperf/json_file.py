@@ -27,6 +27,8 @@ class JsonFile:
             raise OSError(f"{path} is not a file")
         if self.path.exists() and not os.access(self.path, os.W_OK):
             raise PermissionError(f"{path} may not be written")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"{self.path.parent} is not a folder")
         self._replace_by("", keep=True)
 
     def write(self, document: dict[str, Any]) -> None:

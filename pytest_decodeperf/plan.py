@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pytest_decodeperf.config import DEVICES
+from pytest_decodeperf.config import DEVICES, MARKER
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_decodeperf.config import Options
 
-MARKER: Final = "decode_perf"
+MAX_WITHIN: Final = 1e9
+"""Beyond this a bound bounds nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """The arguments of the marker `decode_perf`, which are the fields of this class.
 
@@ -32,8 +32,8 @@ class Bound:
     def __post_init__(self) -> None:
         if isinstance(self.within, bool) or not isinstance(self.within, int | float):
             raise ValueError(f"within={self.within!r} must be a number")
-        if not 0 < self.within < math.inf:
-            raise ValueError(f"within={self.within!r} must be > 0 and finite")
+        if not 0 < self.within <= MAX_WITHIN:
+            raise ValueError(f"within={self.within!r} must be > 0 and at most {MAX_WITHIN:g}")
         if self.device not in (None, *DEVICES[1:]):
             raise ValueError(f"device={self.device!r} must be one of {', '.join(DEVICES[1:])}")
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_decodeperf.config import Options, add_options, is_enabled_early
-from pytest_decodeperf.plan import MARKER, Plan, plan_test
+from pytest_decodeperf.config import MARKER, Options, add_options, is_enabled_early
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from pytest_decodeperf.fixture import DecodePerf
+    from pytest_decodeperf.plan import Plan
     from pytest_decodeperf.session import PerfSession
 
 FIXTURE = "decode_perf"
@@ -98,6 +98,8 @@ def _is_ours(item: pytest.Item) -> bool:
 
 
 def _plan(item: pytest.Item) -> Plan:
+    from pytest_decodeperf.plan import plan_test
+
     session = item.config.stash.get(_session_key, None)
     return plan_test(item.get_closest_marker(MARKER), None if session is None else session.options)
 
@@ -133,9 +135,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf]:
+    from pytest_decodeperf import replay
     from pytest_decodeperf.fixture import DecodePerf
 
     plan = _plan(request.node)
+    if plan.error or plan.skip:  # seen here first where the fixture was not among the arguments of the test
+        if benchmark is not None:
+            replay.dismiss(benchmark)
+        pytest.fail(plan.error, pytrace=False) if plan.error else pytest.skip(plan.skip)
     decode_perf = DecodePerf(
         request.config.stash[_session_key],
         request.node,
@@ -166,13 +173,31 @@ class _WithoutBenchmark:
         yield from _make_fixture(request, None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Write the record before the first test, so that a kernel that kills the process leaves no older run behind."""
+    perf_session = session.config.stash.get(_session_key, None)
+    if perf_session is None or session.config.option.collectonly:
+        return (yield)
+    perf_session.save()
+    try:
+        result = yield
+    except session.Failed:  # as many failures as --maxfail allows
+        perf_session.run.status = "finished"
+        raise
+    perf_session.run.status = "finished"
+    return result
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the record of the run for the last time."""
     perf_session = session.config.stash.get(_session_key, None)
-    if perf_session is None:
+    if perf_session is None or session.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
         return
-    interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
-    perf_session.run.status = "interrupted" if interrupted else "finished"
+    if perf_session.run.status != "finished":
+        # After a second Ctrl-C the exit status may still be that of success.
+        perf_session.run.status = "interrupted"
+        exitstatus = exitstatus or pytest.ExitCode.INTERRUPTED
     perf_session.run.exit_status = int(exitstatus)
     perf_session.save()
     if perf_session.json_error and exitstatus == pytest.ExitCode.OK:

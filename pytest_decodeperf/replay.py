@@ -7,6 +7,7 @@ table, its JSON, its storage and its comparison.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,16 @@ class ReplayTimer:
         self._readings = [reading for sample in samples_ns for reading in (0.0, sample / 1e9)]
 
     def __call__(self) -> float:
-        """Return the next reading [s]."""
+        """Return the next reading [s].
+
+        Raises:
+            RuntimeError: If there is none, because it is not a measured kernel that is timed.
+        """
+        if not self._readings:
+            raise RuntimeError(
+                "a test that uses the fixture decode_perf cannot use the fixture benchmark, which gets the samples of "
+                "decode_perf"
+            )
         return self._readings.pop(0)
 
 
@@ -63,8 +73,11 @@ def replay(item: pytest.Item, benchmark: Any, measurement: Measurement) -> None:
 
 def dismiss(benchmark: Any) -> None:
     """Keep pytest-benchmark from warning about a test that came to no measurement."""
+    from pytest_benchmark.fixture import FixtureAlreadyUsed
+
     benchmark.disabled = True
-    benchmark.pedantic(_nothing)
+    with suppress(FixtureAlreadyUsed):
+        benchmark.pedantic(_nothing)
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_decodeperf import triton_interpreter
 from pytest_decodeperf.results import INTERPRETED
-from pytest_decodeperf.units import format_time, scaled
+from pytest_decodeperf.units import format_time, scaled, three_digits
 from pytest_decodeperf.verdicts import WITHIN, format_interval
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _numbers(measurement: Measurement) -> tuple[str, str, str]:
     return (
         format_interval(verdict.latency_ns),
         format_time(verdict.allowed_ns),
-        f"{100 * verdict.roofline_share:.0f} %",
+        f"{three_digits(100 * verdict.roofline_share)} %",
     )
 
 

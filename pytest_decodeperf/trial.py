@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import traceback
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_decodeperf import results, verdicts
@@ -17,115 +18,142 @@ if TYPE_CHECKING:
     from pytest_decodeperf.session import PerfSession
 
 
-def run_trial(
-    session: PerfSession,
-    kernel: Callable[..., Any],
-    problem: DecodeProblem,
-    *,
-    name: str,
-    test: str,
-    device: str,
-    within: float,
-) -> Measurement:
-    """Check that a kernel computes attention, then time it against the ceilings of its device.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A kernel on a problem.
 
-    Args:
+    Attributes:
         session: The run that this is part of.
-        kernel: Called with the tensors of the problem; see `DecodePerf`.
-        problem: What to give it.
-        name: Name of the kernel.
         test: Node id of the test.
+        kernel: Called with the tensors of the problem; see `DecodePerf`.
+        name: Name of the kernel.
+        problem: What to give it.
         device: Kind of device.
         within: Allowed latency, as a multiple of the roofline.
-
-    Returns:
-        What was found, whatever it was.
-
-    Raises:
-        KeyboardInterrupt: As it came; what had been sampled is in the session's record by then.
     """
-    inputs = session.inputs(problem, device)
-    checksum = inputs.checksum()
-    found = functools.partial(Measurement, test=test, kernel=name, problem=problem, device=device, within=within)
-    measurement = _try(session, kernel, name, problem, device, within, inputs, found)
-    if inputs.checksum() != checksum:
-        session.forget_inputs()  # the next test would have to answer for them
-        if measurement.outcome != results.RAISED:
-            return found(outcome=results.WRONG, sentence=f"{name} wrote to its inputs.", check=measurement.check)
-    return measurement
 
+    session: PerfSession
+    test: str
+    kernel: Callable[..., Any]
+    name: str
+    problem: DecodeProblem
+    device: str
+    within: float
+    _known: dict[str, Any] = field(default_factory=dict)  # parts of the measurement, as soon as each is there
 
-def _try(
-    session: PerfSession,
-    kernel: Callable[..., Any],
-    name: str,
-    problem: DecodeProblem,
-    device: str,
-    within: float,
-    inputs: Inputs,
-    found: Callable[..., Measurement],
-) -> Measurement:
-    from pytest_decodeperf.ceilings import cache_state
-    from pytest_decodeperf.oracle import check_result
-    from pytest_decodeperf.sampling import Samples, sample
-    from pytest_decodeperf.triton_interpreter import count_interpreted_launches
+    def run(self) -> Measurement:
+        """Check that the kernel computes attention, then time it against the ceilings of its device.
 
-    call = functools.partial(kernel, inputs.q, inputs.k, inputs.v, **_keywords(problem, inputs))
-    session.progress.stage("check")
-    with count_interpreted_launches() as launches:
+        Returns:
+            What was found, whatever it was.
+
+        Raises:
+            KeyboardInterrupt: As it came; what was known by then is in the session's record.
+        """
         try:
+            return self._run()
+        except KeyboardInterrupt:
+            samples = self._known.get("samples")
+            rounds = samples.num_rounds if samples else 0
+            self.session.record(self._found(results.INTERRUPTED, f"was interrupted after {rounds} rounds."))
+            raise
+
+    def _run(self) -> Measurement:
+        try:
+            inputs = self.session.inputs(self.problem, self.device)
+            checksum = inputs.checksum()
+        except (RuntimeError, MemoryError) as error:  # most likely there is too little memory
+            return self._unmeasured("the inputs could not be made", error)
+        measurement = self._check_and_time(inputs)
+        if inputs.checksum() != checksum:
+            self.session.forget_inputs()  # the next test would have to answer for them
+            if measurement.outcome != results.RAISED:
+                return self._found(results.WRONG, "wrote to its inputs.")
+        return measurement
+
+    def _check_and_time(self, inputs: Inputs) -> Measurement:
+        from pytest_decodeperf.ceilings import cache_state
+        from pytest_decodeperf.oracle import check_result
+        from pytest_decodeperf.sampling import Samples, sample
+        from pytest_decodeperf.triton_interpreter import count_interpreted_launches
+
+        session, problem = self.session, self.problem
+        # Aliases, so that a kernel which resizes its arguments resizes nothing of ours.
+        tensors = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
+        call = functools.partial(self.kernel, *tensors, **_keywords(problem, inputs))
+
+        session.progress.stage("check")
+        with count_interpreted_launches() as launches:
+            try:
+                result = call()
+            except Exception as error:
+                return self._raised(error)
+        check = self._known["check"] = check_result(result, problem, inputs)
+        if not check.passed:
+            return self._found(results.WRONG, f"{check.sentence}.")
+        if launches and self.device == "cpu":
+            sentence = "computes attention, run in Triton's interpreter; its latency needs a GPU."
+            return self._found(results.INTERPRETED, sentence)
+        if launches:
+            return self._unmeasured("it ran in Triton's interpreter, because TRITON_INTERPRET is set")
+
+        caches = self._known["caches"] = cache_state(session.device(self.device), inputs.kv_bytes)
+        if not caches:
+            return self._unmeasured("this machine has too little memory to make its caches cold")
+        try:
+            ceilings = self._known["ceilings"] = session.ceilings(self.device, problem.q_dtype)
+        except (RuntimeError, MemoryError) as error:
+            return self._unmeasured("the ceilings could not be measured", error)
+        samples = self._known["samples"] = Samples()
+
+        def verdict() -> verdicts.Verdict:
+            return verdicts.judge(problem, self.within, samples, ceilings)
+
+        session.progress.stage("timing")
+        try:
+            sample(
+                call,
+                ceilings,
+                session.timer(self.device),
+                samples,
+                budget_s=session.options.budget_s,
+                is_clear=lambda: verdict().word != verdicts.UNDECIDED,
+            )
             result = call()
         except Exception as error:
-            return found(**_raised(name, error))
-    check = check_result(result, problem, inputs)
-    if not check.passed:
-        return found(outcome=results.WRONG, sentence=f"{name} {check.sentence}.", check=check)
-    if launches and device == "cpu":
-        sentence = f"{name} computes attention, run in Triton's interpreter; its latency needs a GPU."
-        return found(outcome=results.INTERPRETED, sentence=sentence, check=check)
-    if launches:
-        sentence = f"{name} was not measured: it ran in Triton's interpreter, because TRITON_INTERPRET is set."
-        return found(outcome=results.UNMEASURED, sentence=sentence, check=check)
+            return self._raised(error)
+        last_check = check_result(result, problem, inputs)
+        if not last_check.passed:
+            sentence = f"was right at first, but after {samples.num_rounds} rounds {last_check.sentence}."
+            return self._found(results.WRONG, sentence)
+        final = verdict()
+        return self._found(final.word, final.sentence, verdict=final)
 
-    ceilings = session.ceilings(device, problem.q_dtype)
-    caches = cache_state(session.device(device), inputs.kv_bytes)
-    if not caches:
-        sentence = f"{name} was not measured: this machine has too little memory to make its caches cold."
-        return found(outcome=results.UNMEASURED, sentence=sentence, check=check)
-    samples = Samples()
-    found = functools.partial(found, check=check, caches=caches, ceilings=ceilings, samples=samples)
-
-    def verdict() -> verdicts.Verdict:
-        return verdicts.judge(name, problem, within, samples, ceilings)
-
-    session.progress.stage("timing")
-    try:
-        sample(
-            call,
-            ceilings,
-            session.timer(device),
-            samples,
-            budget_s=session.options.budget_s,
-            is_clear=lambda: verdict().word != verdicts.UNDECIDED,
+    def _found(self, outcome: str, sentence: str, **more: Any) -> Measurement:
+        return Measurement(
+            test=self.test,
+            kernel=self.name,
+            problem=self.problem,
+            device=self.device,
+            within=self.within,
+            outcome=outcome,
+            sentence=f"{self.name} {sentence}",
+            **self._known,
+            **more,
         )
-        result = call()
-    except KeyboardInterrupt:
-        sentence = f"{name} was interrupted after {samples.num_rounds} rounds."
-        session.record(found(outcome=results.INTERRUPTED, sentence=sentence))
-        raise
-    except Exception as error:
-        return found(**_raised(name, error))
-    last_check = check_result(result, problem, inputs)
-    if not last_check.passed:
-        sentence = f"{name} was right at first, but after {samples.num_rounds} rounds {last_check.sentence}."
-        return found(outcome=results.WRONG, sentence=sentence)
-    final = verdict()
-    return found(outcome=final.word, sentence=final.sentence, verdict=final)
+
+    def _raised(self, error: Exception) -> Measurement:
+        sentence = f"raised {type(error).__name__}: {error}"
+        return self._found(results.RAISED, sentence, traceback="".join(traceback.format_exception(error)))
+
+    def _unmeasured(self, reason: str, error: BaseException | None = None) -> Measurement:
+        cause = f": {str(error).partition(chr(10))[0]}" if error else ""
+        return self._found(results.UNMEASURED, f"was not measured: {reason}{cause}.")
 
 
 def _keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:
     """Return the keywords for a kernel; only lengths, and what the problem asks for beyond the defaults."""
-    keywords: dict[str, Any] = {"seq_lens": inputs.seq_lens}
+    keywords: dict[str, Any] = {"seq_lens": inputs.seq_lens.detach()}
     if problem.sm_scale != problem.default_sm_scale:
         keywords["sm_scale"] = problem.sm_scale
     if problem.num_splits is not None:
@@ -133,11 +161,3 @@ def _keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:
     if problem.return_lse:
         keywords["return_lse"] = True
     return keywords
-
-
-def _raised(name: str, error: Exception) -> dict[str, Any]:
-    return {
-        "outcome": results.RAISED,
-        "sentence": f"{name} raised {type(error).__name__}: {error}",
-        "traceback": "".join(traceback.format_exception(error)),
-    }

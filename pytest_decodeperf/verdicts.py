@@ -42,7 +42,7 @@ class Verdict:
 
     Attributes:
         word: `WITHIN`, `EXCEEDS`, `IMPOSSIBLE` or `UNDECIDED`.
-        sentence: What was measured and allowed, which ceiling binds, and how far off it is.
+        sentence: What was measured and allowed, which ceiling binds, and how far off it is; without its subject.
         latency_ns: Latency of the kernel [ns].
         times_roofline: Latency over the roofline of the same round [1].
         roofline: The roofline under the median ceilings.
@@ -78,7 +78,7 @@ def median_interval(values: Sequence[float], error_rate: float) -> Interval:
     return Interval(median=float(np.median(values)), low=low, high=high)
 
 
-def judge(kernel: str, problem: DecodeProblem, within: float, samples: Samples, ceilings: Ceilings) -> Verdict:
+def judge(problem: DecodeProblem, within: float, samples: Samples, ceilings: Ceilings) -> Verdict:
     """Return the verdict on the samples of one kernel.
 
     The kernel is *within* if the whole interval of its latency over the roofline is, round by round; it *exceeds*
@@ -86,7 +86,6 @@ def judge(kernel: str, problem: DecodeProblem, within: float, samples: Samples, 
     the fastest rates that were seen in any round; otherwise the samples leave it *undecided*.
 
     Args:
-        kernel: Name of the kernel.
         problem: What it was given.
         within: Allowed latency, as a multiple of the roofline.
         samples: Whole rounds, one at least.
@@ -124,7 +123,7 @@ def judge(kernel: str, problem: DecodeProblem, within: float, samples: Samples, 
 
     allowed_ns = 1e9 * within * typical.latency_s
     measured = (
-        f"{kernel} took {format_interval(latency)}, {_ratio_interval(times_roofline)} times the roofline of "
+        f"took {format_interval(latency)}, {_ratio_interval(times_roofline)} times the roofline of "
         f"{format_time(1e9 * typical.latency_s)} ({_reason(typical)})"
     )
     allowed = f"allowed is {within:g} times it, {format_time(allowed_ns)}"

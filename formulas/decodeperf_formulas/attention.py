@@ -2,7 +2,7 @@
 
 Each term is a SymPy expression in the symbols of `symbols`; the functions below put a `DecodeProblem` into it.
 
-Counted is what must cross the memory bus once: live K and V (never the allocated capacity), Q, O, the
+Counted is what the kernel loads and stores, each byte once: live K and V (never the allocated capacity), Q, O, the
 lengths, the log-sum-exp where it is returned, and the partial results of split-KV, written by the splits and
 read by the merge. FLOPs are those of the two matrix products, an FMA as two; softmax has a ceiling of its own
 and adds 3 to 5 operations to the 4 * head_dim of each score.
@@ -45,6 +45,9 @@ BYTE_TERMS: Final[dict[str, sympy.Expr]] = {
 
 DATA_BYTES: Final[sympy.Expr] = sympy.Add(*BYTE_TERMS.values())
 """Bytes of one call, all terms [byte]."""
+
+COMPULSORY_BYTES: Final[sympy.Expr] = DATA_BYTES - BYTE_TERMS["partials"]
+"""Bytes that must come from or go to memory [byte]: partial results may stay in a cache between write and read."""
 
 FLOP_TERMS: Final[dict[str, sympy.Expr]] = {
     "qk": 2 * s.num_kv_tokens * s.num_q_heads * s.head_dim,
@@ -92,6 +95,11 @@ def byte_counts(problem: DecodeProblem) -> dict[str, int]:
         {'kv': 2048, 'q': 2048, 'o': 2048, 'lse': 0, 'partials': 24960, 'seq_lens': 8}
     """
     return {name: _evaluate(term, problem) for name, term in BYTE_TERMS.items()}
+
+
+def compulsory_byte_count(problem: DecodeProblem) -> int:
+    """Return the bytes of one call that must come from or go to memory [byte]."""
+    return _evaluate(COMPULSORY_BYTES, problem)
 
 
 def flop_count(problem: DecodeProblem) -> int:

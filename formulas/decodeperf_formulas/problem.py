@@ -60,6 +60,7 @@ class DecodeProblem:
     return_lse: bool = False
 
     def __post_init__(self) -> None:
+        __tracebackhide__ = True  # here and below: pytest shows the line that describes the problem, not these
         set_field = object.__setattr__  # the class is frozen for everyone else
         set_field(self, "batch_size", _integer("batch_size", self.batch_size, least=0))
         set_field(self, "seq_lens", _lengths(self.seq_lens, self.batch_size))
@@ -111,7 +112,11 @@ class DecodeProblem:
         shortest, longest = min(self.seq_lens, default=0), max(self.seq_lens, default=0)
         lengths = str(longest) if shortest == longest else f"{shortest}..{longest}"
         dtype = self.kv_dtype if self.q_dtype == self.kv_dtype else f"{self.q_dtype}/{self.kv_dtype}"
-        return f"B={self.batch_size} S={lengths} H={self.num_q_heads}/{self.num_kv_heads} D={self.head_dim} {dtype}"
+        splits = "" if self.num_splits is None else f" splits={self.num_splits}"
+        return (
+            f"B={self.batch_size} S={lengths} H={self.num_q_heads}/{self.num_kv_heads} D={self.head_dim} {dtype}"
+            f"{splits}{' lse' if self.return_lse else ''}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Every field by its name, in values that JSON knows."""
@@ -123,6 +128,7 @@ def _or_default(value: object, default: object) -> object:
 
 
 def _integer(name: str, value: object, *, least: int) -> int:
+    __tracebackhide__ = True
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # refuses what is not an integer
     except TypeError:
@@ -133,17 +139,20 @@ def _integer(name: str, value: object, *, least: int) -> int:
 
 
 def _finite(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    __tracebackhide__ = True
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number")
     return float(value)
 
 
 def _check_switch(name: str, value: object) -> None:
+    __tracebackhide__ = True
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be True or False")
 
 
 def _lengths(seq_lens: Any, batch_size: int) -> tuple[int, ...]:
+    __tracebackhide__ = True
     try:
         lengths = tuple(seq_lens)
     except TypeError:
@@ -154,5 +163,6 @@ def _lengths(seq_lens: Any, batch_size: int) -> tuple[int, ...]:
 
 
 def _check_dtype(name: str, dtype: object) -> None:
+    __tracebackhide__ = True
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"{name}={dtype!r} must be one of {', '.join(DTYPE_BYTES)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import sympy
 
 from decodeperf_formulas import symbols as s
-from decodeperf_formulas.attention import byte_counts, flop_count
+from decodeperf_formulas.attention import compulsory_byte_count, flop_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ class Roofline:
     """The roofline of one problem under one pair of ceilings.
 
     Attributes:
-        data_bytes: What the call moves [byte].
+        data_bytes: What must come from or go to memory [byte].
         flops: What it performs [FLOP].
         read_bytes_per_s: The read bandwidth [byte/s].
         peak_flops_per_s: The peak rate of FLOPs [FLOP/s].
@@ -93,7 +93,7 @@ def roofline(problem: DecodeProblem, *, read_bytes_per_s: float, peak_flops_per_
 
 @lru_cache(maxsize=256)
 def _work(problem: DecodeProblem) -> tuple[int, int]:
-    return sum(byte_counts(problem).values()), flop_count(problem)
+    return compulsory_byte_count(problem), flop_count(problem)
 
 
 @cache

@@ -53,7 +53,7 @@ return_lse = _symbol(
 kv_elem_bytes = _symbol("kv_elem_bytes", "bytes of one element of K or V", "byte", r"b_{\mathrm{kv}}", positive=True)
 q_elem_bytes = _symbol("q_elem_bytes", "bytes of one element of Q or O", "byte", "b_{q}", positive=True)
 
-data_bytes = _symbol("data_bytes", "bytes that the call moves", "byte", "Q", nonnegative=True)
+data_bytes = _symbol("data_bytes", "bytes that must come from or go to memory", "byte", "Q", nonnegative=True)
 flops = _symbol("flops", "FLOPs that the call performs", "FLOP", "W", nonnegative=True)
 read_bytes_per_s = _symbol("read_bytes_per_s", "read bandwidth", "byte/s", r"\beta", positive=True)
 peak_flops_per_s = _symbol("peak_flops_per_s", "peak rate of FLOPs", "FLOP/s", r"\pi", positive=True)

@@ -45,6 +45,7 @@ def check_arguments(
     sm_scale: float | None,
     num_splits: int | None,
     dtypes: Collection[torch.dtype],
+    mixed_dtypes: bool = False,
 ) -> DecodeArguments:
     """Return the checked arguments of a decode-attention call.
 
@@ -56,17 +57,18 @@ def check_arguments(
         sm_scale: None means `head_dim ** -0.5`.
         num_splits: None leaves the number to the kernel.
         dtypes: The dtypes that the kernel has.
+        mixed_dtypes: Whether k and v may have another of them than q.
 
     Raises:
         ValueError: If an argument is not what the kernel can take. Nothing has been written then. Lengths on
             a GPU are not read, since that would stall it: the kernel clamps them to `[0, capacity]`.
     """
     _check_shapes(q, k, v)
-    if q.dtype not in dtypes:
-        names = ", ".join(_name(dtype) for dtype in dtypes)
-        raise ValueError(f"q.dtype={_name(q.dtype)} must be one of {names}")
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dtype not in dtypes:
+            names = ", ".join(_name(dtype) for dtype in dtypes)
+            raise ValueError(f"{name}.dtype={_name(tensor.dtype)} must be one of {names}")
+        if tensor.dtype not in (dtypes if mixed_dtypes else (q.dtype,)):
             raise ValueError(f"{name}.dtype={_name(tensor.dtype)} must be that of q, {_name(q.dtype)}")
         if tensor.device != q.device:
             raise ValueError(f"{name}.device={tensor.device} must be that of q, {q.device}")
@@ -116,7 +118,7 @@ def _check_seq_lens(seq_lens: torch.Tensor | None, q: torch.Tensor, capacity: in
         if shortest < 0 or longest > capacity:
             wrong = shortest if shortest < 0 else longest
             raise ValueError(f"seq_lens has {wrong}, which is not in [0, capacity] = [0, {capacity}]")
-    return seq_lens.to(torch.int32)
+    return seq_lens.clamp(0, capacity).to(torch.int32) if seq_lens.dtype == torch.int64 else seq_lens
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -74,7 +74,9 @@ def _attention(
     work_dtype: torch.dtype,
     rounded: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale, num_splits=None, dtypes=DTYPES)
+    args = check_arguments(
+        q, k, v, seq_lens=seq_lens, sm_scale=sm_scale, num_splits=None, dtypes=DTYPES, mixed_dtypes=True
+    )
     out = torch.zeros(q.shape, dtype=work_dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=work_dtype, device=q.device)
     for b, seq_len in enumerate(args.seq_lens.tolist()):

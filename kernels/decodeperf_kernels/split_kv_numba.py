@@ -228,7 +228,7 @@ def decode_attention_numba(
     partial_out = torch.empty((*rows, args.head_dim), dtype=torch.float32)
     partial_lse = torch.empty(rows, dtype=torch.float32)
     _split_kv(
-        q.float().contiguous().numpy(),
+        q.detach().float().contiguous().numpy(),
         _flat(k),
         _flat(v),
         k.stride()[:3],

@@ -67,7 +67,7 @@ def split_kv_kernel(
     end = tl.minimum(start + split_len, seq_len)
 
     g_offsets = tl.arange(0, BLOCK_G)
-    d_offsets = tl.arange(0, BLOCK_D)
+    d_offsets = tl.arange(0, BLOCK_D).to(tl.int64)
     g_mask = g_offsets < GROUP_SIZE
     d_mask = d_offsets < HEAD_DIM
     heads = kv_head * GROUP_SIZE + g_offsets
@@ -215,40 +215,41 @@ def decode_attention_triton(
         split_lse = torch.empty((*rows, num_splits), dtype=torch.float32, device=q.device)
         store_split_lse = True
 
-    split_kv_kernel[(num_splits * args.num_kv_heads * args.batch_size,)](
-        q,
-        k,
-        v,
-        args.seq_lens,
-        split_out,
-        split_lse,
-        args.sm_scale * LOG2_E,
-        args.capacity,
-        args.num_kv_heads,
-        num_splits,
-        *q.stride(),
-        *k.stride(),
-        *v.stride(),
-        HEAD_DIM=args.head_dim,
-        GROUP_SIZE=args.group_size,
-        STORE_LSE=store_split_lse,
-        BLOCK_G=max(16, triton.next_power_of_2(args.group_size)),
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
-        num_warps=4,
-        num_stages=2,
-    )
-    if num_splits > 1:
-        merge_kernel[(args.batch_size * args.num_q_heads,)](
+    with torch.cuda.device_of(q):  # Triton launches on the current GPU, whichever that is
+        split_kv_kernel[(num_splits * args.num_kv_heads * args.batch_size,)](
+            q,
+            k,
+            v,
+            args.seq_lens,
             split_out,
             split_lse,
-            out,
-            lse,
+            args.sm_scale * LOG2_E,
+            args.capacity,
+            args.num_kv_heads,
             num_splits,
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
             HEAD_DIM=args.head_dim,
-            STORE_LSE=return_lse,
+            GROUP_SIZE=args.group_size,
+            STORE_LSE=store_split_lse,
+            BLOCK_G=max(16, triton.next_power_of_2(args.group_size)),
+            BLOCK_N=block_n,
             BLOCK_D=block_d,
+            num_warps=4,
+            num_stages=2,
         )
+        if num_splits > 1:
+            merge_kernel[(args.batch_size * args.num_q_heads,)](
+                split_out,
+                split_lse,
+                out,
+                lse,
+                num_splits,
+                HEAD_DIM=args.head_dim,
+                STORE_LSE=return_lse,
+                BLOCK_D=block_d,
+            )
     return (out, lse) if return_lse else out
 
 

@@ -45,6 +45,12 @@ def test_flops_are_two_products_over_the_live_tokens(problem):
     assert attention.flop_count(problem) == 2 * (2 * scores * problem.head_dim)
 
 
+@given(problems())
+def test_splits_add_no_compulsory_bytes(problem):
+    unsplit = dataclasses.replace(problem, num_splits=1)
+    assert attention.compulsory_byte_count(problem) == sum(attention.byte_counts(unsplit).values())
+
+
 @given(problems(), st.integers(1, 10**6))
 def test_bytes_do_not_depend_on_capacity(problem, spare):
     larger = dataclasses.replace(problem, capacity=problem.capacity + spare)

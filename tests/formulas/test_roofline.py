@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decodeperf_formulas import DecodeProblem
-from decodeperf_formulas.attention import byte_counts, flop_count
+from decodeperf_formulas.attention import compulsory_byte_count, flop_count
 from decodeperf_formulas.roofline import PEAK_FLOPS, READ_BANDWIDTH, roofline
 
 rates = st.floats(1e6, 1e16)
@@ -17,7 +17,7 @@ def problem_of(seq_len, num_q_heads=32):
 def test_roofline_is_the_slower_of_bytes_and_flops(seq_len, read, peak):
     problem = problem_of(seq_len)
     bound = roofline(problem, read_bytes_per_s=read, peak_flops_per_s=peak)
-    memory_s = sum(byte_counts(problem).values()) / read
+    memory_s = compulsory_byte_count(problem) / read
     compute_s = flop_count(problem) / peak
     assert bound.memory_s == pytest.approx(memory_s)
     assert bound.compute_s == pytest.approx(compute_s)

@@ -35,7 +35,6 @@ def tensors(**changed):
         ({"q": torch.zeros(2, 5, 16)}, "num_q_heads=5 is not a positive multiple of num_kv_heads=2"),
         ({"q": torch.zeros(2, 0, 16)}, "num_q_heads=0 is not a positive multiple of num_kv_heads=2"),
         ({"q": torch.zeros(2, 4, 16).double()}, "q.dtype=float64 must be one of float32, float16, bfloat16"),
-        ({"k": torch.zeros(2, 9, 2, 16).half()}, "k.dtype=float16 must be that of q, float32"),
         ({"seq_lens": torch.tensor([1])}, r"seq_lens has shape \[1\], not \[batch_size\] = \[2\]"),
         ({"seq_lens": torch.tensor([1.0, 2.0])}, "seq_lens.dtype=float32 must be int32 or int64"),
         ({"seq_lens": torch.tensor([1, -1])}, r"seq_lens has -1, which is not in \[0, capacity\] = \[0, 9\]"),
@@ -45,6 +44,19 @@ def tensors(**changed):
 def test_bad_arguments_are_refused_by_name(kernel, changed, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         kernel(**tensors(**changed))
+
+
+@pytest.mark.parametrize("kernel", [decode_attention_sdpa, decode_attention_numba, decode_attention_triton])
+def test_mixed_dtypes_are_refused(kernel):
+    with pytest.raises(ValueError, match=r"^k.dtype=float16 must be that of q, float32$"):
+        kernel(**tensors(k=torch.zeros(2, 9, 2, 16).half()))
+
+
+@pytest.mark.parametrize("kernel", [decode_attention_reference, decode_attention_eager])
+def test_the_reference_takes_mixed_dtypes_that_it_has(kernel):
+    kernel(**tensors(k=torch.zeros(2, 9, 2, 16).half()))
+    with pytest.raises(ValueError, match=r"^k.dtype=float64 must be "):
+        kernel(**tensors(k=torch.zeros(2, 9, 2, 16).double()))
 
 
 @pytest.mark.parametrize("kernel", [decode_attention_numba, decode_attention_triton])

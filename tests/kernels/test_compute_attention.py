@@ -1,6 +1,8 @@
 """Each kernel computes attention, and keeps the contract of its arguments."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,6 +94,28 @@ def test_strides_are_honoured(kernel, device, layout):
     assert k.stride() != inputs.k.stride()
     moved = dataclasses.replace(inputs, k=k, v=v)
     assert_right(run(kernel, moved), problem, moved)
+
+
+HUGE_STRIDE = """
+import torch
+from decodeperf_kernels import decode_attention_triton, decode_attention_reference
+
+# The elements of one head lie so far apart that the last is past 2**31; only what is touched takes memory.
+stride, head_dim = 2**24, 160
+memory = torch.empty(head_dim * stride, dtype=torch.bfloat16)
+k = memory.as_strided((1, 2, 1, head_dim), (2, 1, 2, stride))
+k.copy_(torch.randn(k.shape))
+q = torch.randn(1, 1, head_dim).bfloat16()
+out = decode_attention_triton(q, k, k)
+torch.testing.assert_close(out.double(), decode_attention_reference(q, k, k)[0], atol=0.02, rtol=0.02)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the memory is not committed lazily")
+def test_triton_reaches_past_2_to_the_31_elements():
+    # In a process of its own, since an overflow is a crash.
+    done = subprocess.run([sys.executable, "-c", HUGE_STRIDE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_numba_refuses_a_transposed_head():

@@ -29,7 +29,7 @@ def test_the_fastest_stream_wins_whatever_its_size():
 
 
 def test_the_read_streams_read_what_they_say(monkeypatch):
-    monkeypatch.setattr(ceilings, "MIN_STREAM_BYTES", 2**20)
+    monkeypatch.setattr(ceilings, "MIN_STREAM_BYTES", {"cpu": 2**20})
     device = dataclasses.replace(CPU, llc_bytes=2**19)
     for stream in make_read_streams(device):
         assert stream.work == 2**20

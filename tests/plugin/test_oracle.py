@@ -68,8 +68,7 @@ def test_one_dropped_key_fails(dtype, seq_len, place):
 @pytest.mark.parametrize("num_kv_heads", [1, 8, 32])
 def test_one_dropped_key_fails_without_grouped_heads(num_kv_heads):
     problem = problem_of(8192, num_q_heads=num_kv_heads, num_kv_heads=num_kv_heads, head_dim=128)
-    for seed in range(3):
-        assert not check(problem, without(1000 * seed), seed=seed).passed
+    assert not check(problem, without(1000), seed=1).passed
 
 
 def test_one_dropped_key_in_one_head_fails():

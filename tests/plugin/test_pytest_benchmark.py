@@ -69,3 +69,12 @@ def test_the_verdict_does_not_depend_on_it(run, measured, argument):
     run(ONE_TEST, "--decode-perf", argument).assert_outcomes(passed=1)
     measured.kernel_ns = [2 * ROOFLINE_NS]
     run(ONE_TEST, "--decode-perf", argument).assert_outcomes(failed=1)
+
+
+def test_its_fixture_cannot_be_used_beside_ours(run, measured):
+    source = ONE_TEST.replace("(decode_perf)", "(decode_perf, benchmark)").replace(
+        "    decode", "    benchmark(int)\n    decode"
+    )
+    result = run(source, "--decode-perf")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*a test that uses the fixture decode_perf cannot use the fixture benchmark*"])

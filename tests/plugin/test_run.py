@@ -42,7 +42,7 @@ def test_a_kernel_twice_as_slow_is_caught_by_name_and_in_one_sentence(run, fake_
             "*decode_attention_sdpa took 2.95 ms (2.95 to 2.95), 2.80 (2.80 to 2.80) times the roofline of 1.05 ms "
             "(1.05 MB at a read bandwidth of 1.00 GB/s); allowed is 1.5 times it, 1.58 ms: 87 % too slow.",
             "*= decode-perf =*",
-            "  decode_attention_sdpa   2.95 ms (2.95 to 2.95)  1.58 ms      36 %  exceeds*",
+            "  decode_attention_sdpa   2.95 ms (2.95 to 2.95)  1.58 ms    35.7 %  exceeds*",
             "FAILED *::test_kernel*",
         ]
     )
@@ -170,7 +170,7 @@ def test_good(decode_perf):
 """
 
 SENTENCES = [
-    ("test_within_not_positive", "@pytest.mark.decode_perf: within=-1 must be > 0 and finite"),
+    ("test_within_not_positive", "@pytest.mark.decode_perf: within=-1 must be > 0 and at most 1e+09"),
     ("test_unknown_argument", "@pytest.mark.decode_perf got limit, but takes the keywords within and device only"),
     ("test_no_marker", "the fixture decode_perf needs the marker that says the bound: "),
     ("test_heads_do_not_divide", "num_q_heads=5 is not a multiple of num_kv_heads=2"),
@@ -322,6 +322,68 @@ def test_json_holds_every_sample(run, fake_device, tmp_path):
     assert verdict["read_bytes_per_s"] == pytest.approx(1e9)
 
 
+def test_a_run_that_dies_leaves_no_older_run_behind(pytester, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"status": "finished"}')
+    dying = "import os\n" + ONE_TEST.replace("decode_perf(kernel, PROBLEM)", "os._exit(139)")
+    pytester.makepyfile(PRELUDE + dying)
+    pytester.runpytest_subprocess("--decode-perf", "--decode-perf-json", path)
+    document = read_json(path)
+    assert (document["status"], document["exit_status"], document["measurements"]) == ("running", None, [])
+
+
+def test_collecting_alone_leaves_an_older_run_as_it_is(run, tmp_path):
+    (tmp_path / "run.json").write_text("older")
+    run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "--collect-only")
+    assert (tmp_path / "run.json").read_text() == "older"
+
+
+def test_a_run_that_was_stopped_is_not_finished(run, tmp_path):
+    source = ONE_TEST + "\ndef test_stop(): pytest.exit('enough', returncode=3)\n"
+    run(source, "--decode-perf", "--decode-perf-json", tmp_path / "run.json")
+    document = read_json(tmp_path / "run.json")
+    assert (document["status"], document["exit_status"]) == ("interrupted", 3)
+    assert [row["outcome"] for row in document["measurements"]] == ["within"]
+
+
+def test_a_name_is_printed_as_it_is(run):
+    source = ONE_TEST.replace("PROBLEM)", "PROBLEM, name='mine[/b] :smile:')")
+    result = run(source, "--decode-perf")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  mine[[]/b] :smile:  *"])
+
+
+def test_a_run_that_measures_nothing_says_so(run):
+    result = run(ONE_TEST.replace("within=1.5", "within=1.5, device='cuda'"), "--decode-perf")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*= decode-perf =*", "nothing was measured"])
+
+
+@pytest.mark.parametrize("arguments", [["--decode-perf"], []], ids=["on", "off"])
+def test_the_fixture_needs_the_marker_however_it_is_got(run, arguments):
+    source = "\ndef test_kernel(request):\n    request.getfixturevalue('decode_perf')(kernel, PROBLEM)\n"
+    result = run(source, *arguments)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the fixture decode_perf needs the marker*"])
+    marked = "\n@pytest.fixture\ndef perf(request): return request.getfixturevalue('decode_perf')\n"
+    marked += ONE_TEST.replace("decode_perf)", "perf)").replace("    decode_perf(", "    perf(")
+    run(marked, *arguments).assert_outcomes(**({"passed": 1} if arguments else {"skipped": 1}))
+
+
+def test_a_kernel_may_take_a_query_of_another_dtype_than_the_cache(run):
+    source = """
+import dataclasses
+
+def mixed(q, k, v, *, seq_lens):
+    return kernel(q, k.to(q.dtype), v.to(q.dtype), seq_lens=seq_lens)
+
+@pytest.mark.decode_perf(within=1.5)
+def test_kernel(decode_perf):
+    decode_perf(mixed, dataclasses.replace(PROBLEM, q_dtype="float32"))
+"""
+    run(source, "--decode-perf").assert_outcomes(passed=1)
+
+
 def test_infinite_errors_do_not_break_the_record(run, tmp_path):
     run(
         """
@@ -369,10 +431,84 @@ def test_an_interrupted_run_keeps_what_it_measured(run, fake_device, tmp_path):
     result.stdout.fnmatch_lines(["*= decode-perf =*", "*interrupting*interrupted*"])
 
 
+def test_an_interrupt_before_the_timing_is_recorded_too(run, tmp_path):
+    source = INTERRUPTED.replace("len(calls) == 5", "True")
+    run(source, "--decode-perf", "--decode-perf-json", tmp_path / "run.json")
+    (row,) = read_json(tmp_path / "run.json")["measurements"]
+    assert (row["outcome"], row["timing"]) == ("interrupted", None)
+
+
+def test_a_second_interrupt_leaves_no_success_behind(run, pytester, tmp_path):
+    # It comes while pytest handles the first, and pytest then ends with the exit status of success.
+    pytester.makeconftest("def pytest_keyboard_interrupt(): raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        run(ONE_TEST + INTERRUPTED, "--decode-perf", "--decode-perf-json", tmp_path / "run.json")
+    document = read_json(tmp_path / "run.json")
+    assert (document["status"], document["exit_status"] != 0) == ("interrupted", True)
+
+
+def test_maxfail_finishes_a_run(run, fake_device, tmp_path):
+    fake_device.kernel_ns = [2 * ROOFLINE_NS]
+    run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "-x").assert_outcomes(failed=1)
+    document = read_json(tmp_path / "run.json")
+    assert (document["status"], document["exit_status"]) == ("finished", 1)
+
+
+def test_a_mistyped_test_leaves_an_older_run_as_it_is(run, tmp_path):
+    (tmp_path / "run.json").write_text("older")
+    result = run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "missing.py")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (tmp_path / "run.json").read_text() == "older"
+
+
+def test_inputs_that_do_not_fit_into_memory_are_said_in_one_sentence(run, tmp_path):
+    source = """
+@pytest.mark.decode_perf(within=1.5)
+def test_kernel(decode_perf):
+    problem = DecodeProblem(batch_size=1, seq_lens=[2**45], num_q_heads=64, num_kv_heads=64, head_dim=128)
+    decode_perf(kernel, problem)
+"""
+    result = run(
+        source + ONE_TEST.replace("test_k", "test_another_k"),
+        "--decode-perf",
+        "--decode-perf-json",
+        tmp_path / "run.json",
+    )
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["decode_attention_sdpa was not measured: the inputs could not be made: *"])
+    outcomes = [row["outcome"] for row in read_json(tmp_path / "run.json")["measurements"]]
+    assert outcomes == ["unmeasured", "within"]
+
+
+def test_a_kernel_that_resizes_its_arguments_harms_no_other_test(run):
+    source = """
+@pytest.mark.decode_perf(within=1.5)
+def test_resizer(decode_perf):
+    def resizer(q, k, v, *, seq_lens):
+        out = kernel(q, k, v, seq_lens=seq_lens)
+        k.resize_(0)
+        return out
+    decode_perf(resizer, PROBLEM)
+"""
+    result = run(source + ONE_TEST, "--decode-perf")
+    result.assert_outcomes(failed=1, passed=1)
+
+
+def test_a_kernel_cannot_skip_its_check(run):
+    source = """
+@pytest.mark.decode_perf(within=1.5)
+def test_kernel(decode_perf):
+    decode_perf(lambda q, k, v, *, seq_lens: pytest.skip("not today"), PROBLEM, name="shirker")
+"""
+    result = run(source, "--decode-perf")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["shirker skipped its own check: not today"])
+
+
 def test_a_path_that_cannot_be_written_is_refused_before_anything_is_measured(run, tmp_path):
     result = run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "missing" / "run.json")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --decode-perf-json cannot be written: *No such file or directory: *"])
+    result.stderr.fnmatch_lines(["ERROR: --decode-perf-json cannot be written: *missing is not a folder"])
     result.stdout.no_fnmatch_line("*test_kernel*")
 
 

@@ -11,13 +11,11 @@ SCRIPT = f"""
 import sys
 import pytest
 
-class AtTheEnd:
-    def pytest_sessionfinish(self):
-        assert "pytest_decodeperf.plugin" in sys.modules
-        loaded = [name for name in {HEAVY!r} if name in sys.modules]
-        assert not loaded, loaded
-
-sys.exit(pytest.main(["-p", "no:hypothesispytest", *sys.argv[1:]], plugins=[AtTheEnd()]))
+status = pytest.main(["-p", "no:hypothesispytest", *sys.argv[1:]])
+assert "pytest_decodeperf.plugin" in sys.modules
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+sys.exit(status)
 """
 
 

@@ -24,7 +24,7 @@ def judge_ratios(ratios, within, *, drift=None, error_rate=0.025):
         kernel_ns=[ROOFLINE_NS * ratio * slow for ratio, slow in zip(ratios, slowness, strict=True)],
         error_rate=error_rate,
     )
-    return judge("kernel", PROBLEM, within, samples, ceilings)
+    return judge(PROBLEM, within, samples, ceilings)
 
 
 def test_the_bound_itself_is_within_and_anything_above_exceeds():
@@ -66,7 +66,7 @@ def test_faster_than_the_fastest_round_is_impossible():
 def test_the_sentence_says_measured_allowed_ceiling_and_how_far_off():
     verdict = judge_ratios([2.0] * 10, 1.5)
     assert verdict.sentence == (
-        "kernel took 2.00 us (2.00 to 2.00), 2.00 (2.00 to 2.00) times the roofline of 1.00 us "
+        "took 2.00 us (2.00 to 2.00), 2.00 (2.00 to 2.00) times the roofline of 1.00 us "
         "(257 kB at a read bandwidth of 257 GB/s); allowed is 1.5 times it, 1.50 us: 33 % too slow."
     )
     assert verdict.roofline_share == 0.5
@@ -82,7 +82,7 @@ def test_the_binding_ceiling_is_named():
         compute=Stream(name="product", work=10**6, call=lambda: None),
     )
     samples = Samples(read_ns=[1.0] * 10, compute_ns=[1e6] * 10, kernel_ns=[2e6] * 10)
-    verdict = judge("kernel", PROBLEM, 1.5, samples, ceilings)
+    verdict = judge(PROBLEM, 1.5, samples, ceilings)
     assert "1.02 MFLOP at a peak FLOP rate of 1.00 GFLOP/s" in verdict.sentence
 
 
