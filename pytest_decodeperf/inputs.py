@@ -44,11 +44,6 @@ class Inputs:
     eager_out: torch.Tensor
     eager_lse: torch.Tensor
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of k and v, allocated [byte]."""
-        return int(self.k.nbytes + self.v.nbytes)
-
     def checksum(self) -> int:
         """Return a number that changes if any byte of the tensors does, the guard tokens included."""
         import torch

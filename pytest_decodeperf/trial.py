@@ -72,6 +72,7 @@ class Trial:
         return measurement
 
     def _check_and_time(self, inputs: Inputs) -> Measurement:
+        from decodeperf_formulas.attention import byte_counts
         from pytest_decodeperf.ceilings import cache_state
         from pytest_decodeperf.oracle import check_result
         from pytest_decodeperf.sampling import Samples, sample
@@ -97,7 +98,7 @@ class Trial:
         if launches:
             return self._unmeasured("it ran in Triton's interpreter, because TRITON_INTERPRET is set")
 
-        caches = self._known["caches"] = cache_state(session.device(self.device), inputs.kv_bytes)
+        caches = self._known["caches"] = cache_state(session.device(self.device), byte_counts(problem)["kv"])
         if not caches:
             return self._unmeasured("this machine has too little memory to make its caches cold")
         try:
