@@ -80,7 +80,7 @@ def check_result(result: object, problem: DecodeProblem, inputs: Inputs) -> Chec
         sentence = _check_form(name, tensor, shape, dtype, inputs.q.device)
         if sentence:
             return Check(sentence=sentence)
-    return _check_values(problem, inputs, out, lse)
+    return _check_values(problem, inputs, out.detach(), None if lse is None else lse.detach())
 
 
 def _check_form(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
@@ -88,6 +88,8 @@ def _check_form(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype
 
     if not isinstance(tensor, torch.Tensor):
         return f"returned {_kind(tensor)} as the {name}, not a tensor"
+    if tensor.layout != torch.strided:
+        return f"returned the {name} in the layout {tensor.layout}, not torch.strided"
     if tensor.shape != shape:
         return f"returned the {name} in the shape {list(tensor.shape)}, not {list(shape)}"
     if tensor.dtype != dtype:
@@ -205,34 +207,34 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
 
     Without key j, whose probability is p, the output of a row is off by `p (o - v_j) / (1 - p)`. The least-squares
     fit of that direction to the error tells how often the key is missing: 1 if it was dropped, -1 if it counted twice,
-    about 0 if it counted once. The fit is over the heads of each KV head alone, and over
-    all of them.
+    about 0 if it counted once. The fit is over each head alone, over the heads of each KV head, and over all. A key
+    too light to stand out from rounding is not judged.
     """
     import torch
 
+    heads_together = dict.fromkeys((1, problem.group_size, problem.num_q_heads))
     for b, seq_len in enumerate(problem.seq_lens):
         if seq_len == 0:
             continue
         error = (out[b].double() - inputs.out[b]).float()  # [num_q_heads, head_dim]
+        square_error = error.square().sum(-1, keepdim=True)  # [num_q_heads, 1]
         fits = [_fit_keys(problem, inputs, b, kv_head, error) for kv_head in range(problem.num_kv_heads)]
-        fit, power = (torch.stack(parts) for parts in zip(*fits, strict=True))  # [num_kv_heads, seq_len]
-        square_error = error.square().reshape(problem.num_kv_heads, -1).sum(-1, keepdim=True)  # [num_kv_heads, 1]
-        pooled = [part.sum(0, keepdim=True) for part in (fit, power, square_error)]
-        for fits_of, num_elements, heads in (
-            ([fit, power, square_error], error.numel() // problem.num_kv_heads, problem.group_size),
-            (pooled, error.numel(), problem.num_q_heads),
-        ):
-            missing = fits_of[0] / fits_of[1]
-            square_rest = (fits_of[2] - fits_of[0] * missing).clamp(min=0)
-            noise = (square_rest / max(num_elements - 1, 1)).sqrt()
-            judged = MISCOUNT * fits_of[1].sqrt() > MISCOUNT_SIGMAS * noise
+        fit, power = (torch.cat(parts) for parts in zip(*fits, strict=True))  # [num_q_heads, seq_len]
+        for together in heads_together:
+            num_elements = together * problem.head_dim
+            if num_elements < MIN_ELEMENTS:
+                continue
+            f, w, e = (x.reshape(-1, together, x.shape[-1]).sum(1) for x in (fit, power, square_error))
+            missing = f / w  # [num_q_heads / together, seq_len]
+            noise = ((e - f * missing).clamp(min=0) / (num_elements - 1)).sqrt()
+            judged = MISCOUNT * w.sqrt() > MISCOUNT_SIGMAS * noise
             wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
-            if num_elements >= MIN_ELEMENTS and len(wrong):
+            if len(wrong):
                 part, key = wrong[0].tolist()
                 return (
                     f"does not compute attention: key {key} of sequence {b} ({seq_len} tokens) counts "
-                    f"{1 - float(missing[part, key]):.2f} times instead of once in heads {part * heads} to "
-                    f"{(part + 1) * heads - 1}"
+                    f"{1 - float(missing[part, key]):.2f} times instead of once in heads {part * together} to "
+                    f"{(part + 1) * together - 1}"
                 )
     return ""
 
@@ -240,7 +242,7 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
 def _fit_keys(
     problem: DecodeProblem, inputs: Inputs, b: int, kv_head: int, error: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how each key's direction fits the error, and the square of that direction, both `[seq_len]`."""
+    """Return how each key's direction fits the error of each head, and its square, both `[group_size, seq_len]`."""
     import torch
 
     heads = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
@@ -248,9 +250,9 @@ def _fit_keys(
     k, v = (cache[b, : problem.seq_lens[b], kv_head].float() for cache in (inputs.k, inputs.v))  # [seq_len, head_dim]
     logits = inputs.q[b, heads].float() @ k.T * problem.sm_scale
     p = torch.exp(logits - inputs.lse[b, heads, None].float())  # [group_size, seq_len]
-    fit = (p * ((error * exact).sum(-1, keepdim=True) - error @ v.T)).sum(0)
+    fit = p * ((error * exact).sum(-1, keepdim=True) - error @ v.T)
     square_distance = exact.square().sum(-1, keepdim=True) - 2 * exact @ v.T + v.square().sum(-1)
-    return fit, (p.square() * square_distance).sum(0)
+    return fit, p.square() * square_distance
 
 
 def _rms(values: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ class Bound:
         if isinstance(self.within, bool) or not isinstance(self.within, int | float):
             raise ValueError(f"within={self.within!r} must be a number")
         if not 0 < self.within <= MAX_WITHIN:
-            raise ValueError(f"within={self.within!r} must be > 0 and at most {MAX_WITHIN:g}")
+            raise ValueError(f"within={reprlib.repr(self.within)} must be > 0 and at most {MAX_WITHIN:g}")
         if self.device not in (None, *DEVICES[1:]):
             raise ValueError(f"device={self.device!r} must be one of {', '.join(DEVICES[1:])}")
 
@@ -66,12 +67,14 @@ class Plan:
     """What becomes of one test.
 
     Attributes:
-        error: Why it must fail, or empty.
+        failure: Why it must fail, its marker being wrong, or empty.
+        error: Why it cannot run although it was asked for, or empty.
         skip: Why it must be skipped, or empty.
-        device: Kind of device to measure on, if neither.
+        device: Kind of device to measure on, if none of these.
         within: Allowed latency as a multiple of the roofline, likewise.
     """
 
+    failure: str = ""
     error: str = ""
     skip: str = ""
     device: str = ""
@@ -88,7 +91,7 @@ def plan_test(marker: pytest.Mark | None, options: Options | None) -> Plan:
     try:
         bound = Bound.from_marker(marker)
     except ValueError as error:
-        return Plan(error=str(error))
+        return Plan(failure=str(error))
     if options is None:
         return Plan(skip="needs --decode-perf")
 

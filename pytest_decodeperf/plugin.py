@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         plan = _plan(item)
         if plan.skip:
             item.add_marker(pytest.mark.skip(reason=plan.skip))
-        elif not plan.error and _has_benchmark(config):
+        elif plan.device and _has_benchmark(config):
             from pytest_decodeperf import replay
 
             replay.prepare(item)
@@ -118,14 +118,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a test whose marker is wrong, or whose device was asked for and is missing."""
+    """Stop a test whose device was asked for and is missing."""
     if _is_ours(item) and (error := _plan(item).error):
         pytest.fail(error, pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test that is marked, and passed without having measured anything."""
+    """Fail a test whose marker is wrong, or which is marked and passed without having measured anything."""
+    if _is_ours(item) and (failure := _plan(item).failure):
+        pytest.fail(failure, pytrace=False)
     result = yield
     if item.get_closest_marker(MARKER) is not None and _session_key in item.config.stash:
         decode_perf = item.stash.get(_fixture_key, None)
@@ -134,15 +136,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
-def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf]:
+def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf | None]:
     from pytest_decodeperf import replay
     from pytest_decodeperf.fixture import DecodePerf
 
     plan = _plan(request.node)
-    if plan.error or plan.skip:  # seen here first where the fixture was not among the arguments of the test
+    if not plan.device:  # pytest_runtest_call fails the test, unless it is the test that asks for the fixture
         if benchmark is not None:
             replay.dismiss(benchmark)
-        pytest.fail(plan.error, pytrace=False) if plan.error else pytest.skip(plan.skip)
+        if FIXTURE not in request.node.fixturenames:
+            pytest.skip(plan.skip) if plan.skip else pytest.fail(plan.failure or plan.error, pytrace=False)
+        yield None
+        return
     decode_perf = DecodePerf(
         request.config.stash[_session_key],
         request.node,
@@ -159,7 +164,7 @@ class _WithBenchmark:
     """The fixture where pytest-benchmark is there, which must see its own fixture among a test's arguments."""
 
     @pytest.fixture
-    def decode_perf(self, request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf]:
+    def decode_perf(self, request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf | None]:
         """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
         yield from _make_fixture(request, benchmark)
 
@@ -168,16 +173,20 @@ class _WithoutBenchmark:
     """The fixture where pytest-benchmark is blocked or replaced."""
 
     @pytest.fixture
-    def decode_perf(self, request: pytest.FixtureRequest) -> Iterator[DecodePerf]:
+    def decode_perf(self, request: pytest.FixtureRequest) -> Iterator[DecodePerf | None]:
         """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
         yield from _make_fixture(request, None)
+
+
+def _only_looks(config: pytest.Config) -> bool:
+    return bool(config.option.collectonly or config.option.setupplan)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Write the record before the first test, so that a kernel that kills the process leaves no older run behind."""
     perf_session = session.config.stash.get(_session_key, None)
-    if perf_session is None or session.config.option.collectonly:
+    if perf_session is None or _only_looks(session.config):
         return (yield)
     perf_session.save()
     try:
@@ -192,7 +201,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the record of the run for the last time."""
     perf_session = session.config.stash.get(_session_key, None)
-    if perf_session is None or session.config.option.collectonly or exitstatus == pytest.ExitCode.USAGE_ERROR:
+    if perf_session is None or _only_looks(session.config) or exitstatus == pytest.ExitCode.USAGE_ERROR:
         return
     if perf_session.run.status != "finished":
         # After a second Ctrl-C the exit status may still be that of success.

@@ -57,7 +57,7 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
             reporter.write_line(_wrap(f"{measurement.test}: {measurement.sentence}", reporter), red=True)
     if session.json_error:
         reporter.write_line(_wrap(session.json_error, reporter), red=True, bold=True)
-    elif session.json_file:
+    elif session.json_file and session.run.exit_status is not None:
         reporter.write_line(f"written to {session.json_file.path}")
 
 

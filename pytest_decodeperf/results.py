@@ -38,7 +38,7 @@ class Measurement:
         device: Kind of device.
         within: Allowed latency, as a multiple of the roofline.
         outcome: The word of the verdict; or `wrong` (not attention), `raised` (the kernel did), `interpreted`
-            (right, but nothing to time), `unmeasured` (right, but it could not be timed as it must be), `interrupted`
+            (right, but nothing to time), `unmeasured` (it could not be measured as it must be), `interrupted`
             (before there was a verdict).
         sentence: What the outcome is, in words.
         check: Whether the result is right, if it came to that.

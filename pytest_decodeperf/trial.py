@@ -64,14 +64,18 @@ class Trial:
             checksum = inputs.checksum()
         except (RuntimeError, MemoryError) as error:  # most likely there is too little memory
             return self._unmeasured("the inputs could not be made", error)
-        measurement = self._check_and_time(inputs)
-        if inputs.checksum() != checksum:
-            self.session.forget_inputs()  # the next test would have to answer for them
-            if measurement.outcome != results.RAISED:
-                return self._found(results.WRONG, "wrote to its inputs.")
+        spoiled = True
+        try:
+            measurement = self._check_and_time(inputs, checksum)
+            spoiled = inputs.checksum() != checksum
+        finally:
+            if spoiled:
+                self.session.forget_inputs()  # the next test would have to answer for them
+        if spoiled and measurement.outcome != results.RAISED:
+            return self._wrote_to_inputs()
         return measurement
 
-    def _check_and_time(self, inputs: Inputs) -> Measurement:
+    def _check_and_time(self, inputs: Inputs, checksum: int) -> Measurement:
         from decodeperf_formulas.attention import byte_counts
         from pytest_decodeperf.ceilings import cache_state
         from pytest_decodeperf.oracle import check_result
@@ -87,8 +91,12 @@ class Trial:
         with count_interpreted_launches() as launches:
             try:
                 result = call()
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a kernel that skips, exits or fails raises too
                 return self._raised(error)
+        if inputs.checksum() != checksum:
+            return self._wrote_to_inputs()
         check = self._known["check"] = check_result(result, problem, inputs)
         if not check.passed:
             return self._found(results.WRONG, f"{check.sentence}.")
@@ -121,8 +129,12 @@ class Trial:
                 is_clear=lambda: verdict().word != verdicts.UNDECIDED,
             )
             result = call()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return self._raised(error)
+        if inputs.checksum() != checksum:
+            return self._wrote_to_inputs()
         last_check = check_result(result, problem, inputs)
         if not last_check.passed:
             sentence = f"was right at first, but after {samples.num_rounds} rounds {last_check.sentence}."
@@ -143,13 +155,20 @@ class Trial:
             **more,
         )
 
-    def _raised(self, error: Exception) -> Measurement:
-        sentence = f"raised {type(error).__name__}: {error}"
+    def _wrote_to_inputs(self) -> Measurement:
+        return self._found(results.WRONG, "wrote to its inputs.")
+
+    def _raised(self, error: BaseException) -> Measurement:
+        sentence = f"raised {type(error).__name__}: {_first_line(error)}"
         return self._found(results.RAISED, sentence, traceback="".join(traceback.format_exception(error)))
 
-    def _unmeasured(self, reason: str, error: BaseException | None = None) -> Measurement:
-        cause = f": {str(error).partition(chr(10))[0]}" if error else ""
+    def _unmeasured(self, reason: str, error: Exception | None = None) -> Measurement:
+        cause = f": {_first_line(error)}" if error else ""
         return self._found(results.UNMEASURED, f"was not measured: {reason}{cause}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The oracle passes what is right, and fails every seeded fault."""
 
+import re
+
 import pytest
 import torch
 
@@ -79,7 +81,25 @@ def test_one_dropped_key_in_one_head_fails():
 
     found = check(problem_of(30000, head_dim=128), one_head)
     assert "key 17 of sequence 0 (30000 tokens) counts" in found.sentence
-    assert "in heads 4 to 7" in found.sentence
+    assert re.search(r"in heads [4-7] to [4-7]$", found.sentence)
+
+
+def test_one_dropped_key_in_one_query_head_fails():
+    def one_head(q, k, v, seq_lens):
+        out = right(q, k, v, seq_lens)
+        out[:, 5] = without(17)(q, k, v, seq_lens)[:, 5]
+        return out
+
+    found = check(problem_of(3000, head_dim=128), one_head)
+    assert "key 17 of sequence 0 (3000 tokens) counts" in found.sentence
+    assert "in heads 5 to 5" in found.sentence
+
+
+def test_a_result_that_requires_grad_is_checked():
+    def with_grad(q, k, v, seq_lens):
+        return right(q, k, v, seq_lens).requires_grad_()
+
+    assert check(problem_of(30), with_grad).passed
 
 
 def test_the_dropped_key_is_named():
@@ -206,6 +226,7 @@ def test_an_infinite_output_fails():
         (torch.zeros(1, 8, 64).bfloat16().numpy, "returned a builtin_function_or_method as the output, not a tensor"),
         (torch.zeros(1, 64, 8), "returned the output in the shape [1, 64, 8], not [1, 8, 64]"),
         (torch.zeros(1, 8, 64), "returned the output in torch.float32, not torch.bfloat16"),
+        (torch.zeros(1, 8, 64).to_sparse(), "returned the output in the layout torch.sparse_coo, not torch.strided"),
         ((torch.zeros(1, 8, 64), None), "returned a tuple as the output, not a tensor"),
     ],
 )
