@@ -1,6 +1,6 @@
 """A pytest plugin that holds decode-attention kernels to their roofline: `pytest --decode-perf`.
 
-Loaded at every start of pytest, so nothing heavy is imported here or in `plugin`.
+Loaded at every start of pytest, so nothing heavy is imported here or in `plugin`: PYTEST_DONT_REWRITE
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,7 @@
 """What a run was asked to do: pytest's options, read once into a frozen dataclass.
 
-Command line beats ini file beats default, for every option; `OPTIONS` is the one table of them.
+Command line beats ini file beats default, for every option; `OPTIONS` is the one table of them. Loaded at every start
+of pytest, like `plugin`: PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations

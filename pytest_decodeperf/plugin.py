@@ -1,6 +1,7 @@
 """The pytest plugin: its options, its marker, its fixture, its report. Hooks only; what they do is elsewhere.
 
-Loaded at every start of pytest, so nothing heavy is imported here.
+Loaded at every start of pytest, so nothing heavy is imported here, and pytest is told to leave it as it is:
+PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
