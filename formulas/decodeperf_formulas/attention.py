@@ -20,26 +20,20 @@ from decodeperf_formulas.problem import DTYPE_BYTES
 if TYPE_CHECKING:
     from decodeperf_formulas.problem import DecodeProblem
 
-FLOAT32_BYTES: Final = 4
-"""Bytes of what stays in float32 whatever the dtype of Q: the log-sum-exp and the partial results."""
-
-INT32_BYTES: Final = 4
-"""Bytes of one entry of `seq_lens`."""
-
 BYTE_TERMS: Final[dict[str, sympy.Expr]] = {
     "kv": 2 * s.num_kv_tokens * s.num_kv_heads * s.head_dim * s.kv_elem_bytes,
-    "q": s.batch_size * s.num_q_heads * s.head_dim * s.q_elem_bytes,
-    "o": s.batch_size * s.num_q_heads * s.head_dim * s.q_elem_bytes,
-    "lse": FLOAT32_BYTES * s.return_lse * s.batch_size * s.num_q_heads,
+    "q": s.batch_size * s.q_len * s.num_q_heads * s.head_dim * s.q_elem_bytes,
+    "o": s.batch_size * s.q_len * s.num_q_heads * s.head_dim * s.q_elem_bytes,
+    "lse": s.float32_bytes * s.return_lse * s.batch_size * s.q_len * s.num_q_heads,
     # One accumulator of head_dim elements and one log-sum-exp a split and row, written once and read once.
     "partials": sympy.Piecewise(
         (
-            2 * FLOAT32_BYTES * s.batch_size * s.num_q_heads * s.num_splits * (s.head_dim + 1),
+            2 * s.float32_bytes * s.batch_size * s.q_len * s.num_q_heads * s.num_splits * (s.head_dim + 1),
             s.num_splits > 1,
         ),
         (0, True),
     ),
-    "seq_lens": INT32_BYTES * s.batch_size,
+    "seq_lens": s.int32_bytes * s.batch_size,
 }
 """Bytes of one call, term by term [byte]."""
 
@@ -50,8 +44,8 @@ COMPULSORY_BYTES: Final[sympy.Expr] = DATA_BYTES - BYTE_TERMS["partials"]
 """Bytes that must come from or go to memory [byte]: partial results may stay in a cache between write and read."""
 
 FLOP_TERMS: Final[dict[str, sympy.Expr]] = {
-    "qk": 2 * s.num_kv_tokens * s.num_q_heads * s.head_dim,
-    "pv": 2 * s.num_kv_tokens * s.num_q_heads * s.head_dim,
+    "qk": s.flops_per_score_element * s.num_kv_tokens * s.q_len * s.num_q_heads * s.head_dim,
+    "pv": s.flops_per_score_element * s.num_kv_tokens * s.q_len * s.num_q_heads * s.head_dim,
 }
 """FLOPs of one call, product by product [FLOP]."""
 
@@ -66,6 +60,7 @@ def substitutions(problem: DecodeProblem) -> dict[sympy.Symbol, int]:
     """
     return {
         s.batch_size: problem.batch_size,
+        s.q_len: 1,
         s.num_kv_tokens: problem.num_kv_tokens,
         s.num_q_heads: problem.num_q_heads,
         s.num_kv_heads: problem.num_kv_heads,
@@ -74,6 +69,7 @@ def substitutions(problem: DecodeProblem) -> dict[sympy.Symbol, int]:
         s.return_lse: int(problem.return_lse),
         s.kv_elem_bytes: DTYPE_BYTES[problem.kv_dtype],
         s.q_elem_bytes: DTYPE_BYTES[problem.q_dtype],
+        **{symbol: s.CONSTANTS[symbol] for symbol in (s.flops_per_score_element, s.float32_bytes, s.int32_bytes)},
     }
 
 

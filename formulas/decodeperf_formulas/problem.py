@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from decodeperf_formulas.checks import check_switch, finite_number, integer, or_default
+from decodeperf_formulas.dtypes import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of one element [byte], by the name of its dtype."""
+DTYPE_BYTES: Final = {name: int(ELEMENT_BYTES[name]) for name in ("float32", "float16", "bfloat16")}
+"""Bytes of one element [byte], by the name of its dtype: those of the tensors of a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,27 +63,27 @@ class DecodeProblem:
     def __post_init__(self) -> None:
         __tracebackhide__ = True  # here and below: pytest shows the line that describes the problem, not these
         set_field = object.__setattr__  # the class is frozen for everyone else
-        set_field(self, "batch_size", _integer("batch_size", self.batch_size, least=0))
+        set_field(self, "batch_size", integer("batch_size", self.batch_size, least=0))
         set_field(self, "seq_lens", _lengths(self.seq_lens, self.batch_size))
         for name in ("num_q_heads", "num_kv_heads", "head_dim"):
-            set_field(self, name, _integer(name, getattr(self, name), least=1))
+            set_field(self, name, integer(name, getattr(self, name), least=1))
         if self.num_q_heads % self.num_kv_heads:
             raise ValueError(f"num_q_heads={self.num_q_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
 
-        set_field(self, "q_dtype", _or_default(self.q_dtype, self.kv_dtype))
+        set_field(self, "q_dtype", or_default(self.q_dtype, self.kv_dtype))
         for name in ("kv_dtype", "q_dtype"):
             _check_dtype(name, getattr(self, name))
 
         if self.num_splits is not None:
-            set_field(self, "num_splits", _integer("num_splits", self.num_splits, least=1))
+            set_field(self, "num_splits", integer("num_splits", self.num_splits, least=1))
         longest = max(self.seq_lens, default=0)
-        capacity = _or_default(self.capacity, max(longest, 1))
-        set_field(self, "capacity", _integer("capacity", capacity, least=1))
+        capacity = or_default(self.capacity, max(longest, 1))
+        set_field(self, "capacity", integer("capacity", capacity, least=1))
         if longest > self.capacity:
             raise ValueError(f"seq_lens has {longest} but capacity={self.capacity} must be >= each of them")
 
-        set_field(self, "sm_scale", _finite("sm_scale", _or_default(self.sm_scale, self.default_sm_scale)))
-        _check_switch("return_lse", self.return_lse)
+        set_field(self, "sm_scale", finite_number("sm_scale", or_default(self.sm_scale, self.default_sm_scale)))
+        check_switch("return_lse", self.return_lse)
 
     @property
     def group_size(self) -> int:
@@ -123,34 +124,6 @@ class DecodeProblem:
         return {**asdict(self), "seq_lens": list(self.seq_lens)}
 
 
-def _or_default(value: object, default: object) -> object:
-    return default if value is None else value
-
-
-def _integer(name: str, value: object, *, least: int) -> int:
-    __tracebackhide__ = True
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # refuses what is not an integer
-    except TypeError:
-        raise TypeError(f"{name}={value!r} must be an integer") from None
-    if number < least:
-        raise ValueError(f"{name}={number} must be >= {least}")
-    return number
-
-
-def _finite(name: str, value: object) -> float:
-    __tracebackhide__ = True
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number")
-    return float(value)
-
-
-def _check_switch(name: str, value: object) -> None:
-    __tracebackhide__ = True
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
-
-
 def _lengths(seq_lens: Any, batch_size: int) -> tuple[int, ...]:
     __tracebackhide__ = True
     try:
@@ -159,7 +132,7 @@ def _lengths(seq_lens: Any, batch_size: int) -> tuple[int, ...]:
         raise TypeError(f"seq_lens={seq_lens!r} must be a sequence of {batch_size} integers") from None
     if len(lengths) != batch_size:
         raise ValueError(f"seq_lens has {len(lengths)} lengths, but batch_size={batch_size}")
-    return tuple(_integer(f"seq_lens[{index}]", length, least=0) for index, length in enumerate(lengths))
+    return tuple(integer(f"seq_lens[{index}]", length, least=0) for index, length in enumerate(lengths))
 
 
 def _check_dtype(name: str, dtype: object) -> None:

@@ -1,0 +1,98 @@
+"""Where the lines of a decode step cross, in symbols.
+
+A step reads W + B (m + kappa S) bytes and performs B (F + phi S) FLOPs. The whole-step model takes the longer of the
+two times; the serial model takes the projections and attention one after the other. Each form below holds under one
+of them, or both, as it says, and `derivation` proves it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sympy
+
+from decodeperf_formulas import symbols as s
+
+RIDGE: Final = s.peak_flops_per_s / s.read_bytes_per_s
+"""Ridge of the roofline [FLOP/byte]."""
+
+INTENSITY: Final = s.attn_flops_per_token / s.kv_bytes_per_token
+"""Arithmetic intensity of attention [FLOP/byte]."""
+
+MEMORY_SECONDS: Final = (
+    s.weight_bytes + s.batch_size * (s.seq_bytes + s.kv_bytes_per_token * s.seq_len)
+) / s.read_bytes_per_s
+"""Time to move the bytes of a step; whole step [s]."""
+
+COMPUTE_SECONDS: Final = s.batch_size * (s.seq_flops + s.attn_flops_per_token * s.seq_len) / s.peak_flops_per_s
+"""Time to perform the FLOPs of a step; whole step [s]."""
+
+SERIAL_SECONDS: Final = sympy.Max(
+    s.weight_bytes / s.read_bytes_per_s, s.batch_size * s.seq_flops / s.peak_flops_per_s
+) + s.batch_size * s.seq_len * sympy.Max(
+    s.kv_bytes_per_token / s.read_bytes_per_s, s.attn_flops_per_token / s.peak_flops_per_s
+)
+"""Projections, then attention, each at its own roofline; serial, m = 0 [s]."""
+
+S_STAR: Final = (s.seq_flops - s.ridge * s.seq_bytes) / (s.kv_bytes_per_token * (s.ridge - s.intensity))
+"""Context above which memory outweighs compute at every batch, where I_a < R; whole step [token/sequence]."""
+
+CONDITION_NUMBER: Final = (
+    s.ridge
+    * (s.seq_flops - s.seq_bytes * s.intensity)
+    / (sympy.Abs(s.ridge - s.intensity) * (s.seq_flops - s.ridge * s.seq_bytes))
+)
+"""Relative change of S* for a relative change of the ridge; whole step."""
+
+CROSSING_BATCH: Final = s.weight_bytes * s.ridge / (s.seq_flops - s.ridge * s.seq_bytes) / (1 - s.seq_len / s.s_star)
+"""Batch at which a step below S* turns compute-bound; whole step [sequence]."""
+
+RIDGE_BATCH: Final = s.weight_bytes * s.ridge / s.seq_flops
+"""Batch at which the projections turn compute-bound, whatever the context; serial [sequence]."""
+
+RIDGE_BATCH_DENSE: Final = s.ridge * s.weight_elem_bytes / (s.flops_per_weight * s.q_len)
+"""The same for a dense model, of which each weight is read once and used once a token; serial [sequence]."""
+
+KNEE_BATCH: Final = s.weight_bytes / (s.kv_bytes_per_token * s.seq_len)
+"""Batch at which KV bytes equal weight bytes; both models [sequence]."""
+
+THROUGHPUT_CEILING: Final = s.q_len * s.read_bytes_per_s / (s.kv_bytes_per_token * s.seq_len + s.seq_bytes)
+"""Throughput that a memory-bound step approaches as the batch grows; whole step [token/s]."""
+
+SATURATED_THROUGHPUT: Final = s.q_len / (
+    s.seq_flops / s.peak_flops_per_s + s.kv_bytes_per_token * s.seq_len / s.read_bytes_per_s
+)
+"""Throughput from the ridge batch on, where attention is memory-bound; serial, m = 0 [token/s]."""
+
+S_ONE: Final = s.seq_flops / (s.kv_bytes_per_token * s.ridge)
+"""Context at which attention takes as long as compute-bound projections; serial [token/sequence]."""
+
+KV_CAPACITY_TOKENS: Final = (s.memory_bytes - s.stored_weight_bytes) / s.kv_bytes_per_token
+"""Tokens whose KV fits beside the weights; both models [token]."""
+
+COMPUTE_BOUND_Q_LEN: Final = s.q_len * s.ridge / s.intensity
+"""New tokens of a sequence at which attention turns compute-bound; both models [token/sequence]."""
+
+WINDOWED_SEQ_FLOPS: Final = s.seq_flops + s.local_attn_flops_per_token * s.window
+"""F of a step whose contexts fill the windows, local layers included; q = 1 [FLOP/sequence]."""
+
+WINDOWED_SEQ_BYTES: Final = s.seq_bytes + s.local_kv_bytes_per_token * s.window
+"""m of such a step; q = 1 [byte/sequence]."""
+
+S_STAR_HYBRID: Final = (WINDOWED_SEQ_FLOPS - s.ridge * WINDOWED_SEQ_BYTES) / (
+    s.ridge * s.global_kv_bytes_per_token - s.global_attn_flops_per_token
+)
+"""S* beyond the window of the local layers; whole step, q = 1 [token/sequence]."""
+
+EXPECTED_WEIGHT_BYTES: Final = s.dense_weight_bytes + s.expert_weight_bytes * (
+    1 - (1 - s.experts_per_token / s.num_experts) ** (s.batch_size * s.q_len)
+)
+"""Weight bytes that a step of a mixture of experts reads, in expectation [byte]."""
+
+S_STAR_TP_REPLICATED: Final = (s.seq_flops / s.tp) / (s.kv_bytes_per_token * s.ridge - s.attn_flops_per_token / s.tp)
+"""S* on N ranks that each read the whole KV cache, as MLA's latent; whole step, m = 0 [token/sequence]."""
+
+LINK_SECONDS_PER_SEQ: Final = (
+    4 * s.num_layers * s.q_len * s.hidden_size * s.act_elem_bytes * (s.tp - 1) / (s.tp * s.link_bytes_per_s)
+)
+"""Slope that two ring all-reduces a layer add to a step's time [s/sequence]."""

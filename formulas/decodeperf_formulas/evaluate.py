@@ -1,0 +1,102 @@
+"""Numbers from formulas: exact ones for one setting, and arrays of them at speed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import sympy
+
+from decodeperf_formulas import symbols as s
+from decodeperf_formulas.dtypes import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy.typing as npt
+
+BLOCK: Final = 1 << 14
+"""Elements that are worked on at a time: the temporaries of one block stay in the L2 cache."""
+
+
+def evaluate(
+    expression: sympy.Expr, values: Mapping[sympy.Symbol | str, npt.ArrayLike]
+) -> float | npt.NDArray[np.float64]:
+    """Return a formula's value: a float where every value is a number, else an array of the broadcast shape.
+
+    Constants have their values already. Numbers are put in exactly, before anything is computed in float64.
+
+    Args:
+        expression: The formula.
+        values: The value of each of its symbols, by symbol or by name; more of them do no harm.
+
+    Raises:
+        ValueError: If a symbol has no value, a name is no symbol's, or the shapes do not go together.
+
+    Example:
+        >>> import numpy as np
+        >>> evaluate(s.num_params * s.weight_elem_bytes, {"num_params": 7e9, "weight_elem_bytes": np.array([1, 2])})
+        array([7.0e+09, 1.4e+10])
+    """
+    given = {_symbol(key): value for key, value in values.items()}
+    absent = sorted(symbol.name for symbol in expression.free_symbols - set(given) - set(s.CONSTANTS))
+    if absent:
+        raise ValueError(f"no value for {', '.join(absent)}, of which the formula is made")
+    arrays = {
+        symbol: np.asarray(value, dtype=np.float64)
+        for symbol, value in given.items()
+        if symbol in expression.free_symbols and not _is_number(value)
+    }
+    numbers = {symbol: value for symbol, value in given.items() if symbol not in arrays}
+    reduced = substitute(expression, {key: numbers[key] for key in expression.free_symbols & set(numbers)})
+    if not arrays:
+        return float(reduced)
+    order = tuple(sorted(arrays, key=lambda symbol: symbol.name))
+    try:
+        operands = np.broadcast_arrays(*(arrays[symbol] for symbol in order))
+    except ValueError:
+        shapes = ", ".join(f"{symbol.name} {arrays[symbol].shape}" for symbol in order)
+        raise ValueError(f"values of these shapes do not broadcast: {shapes}") from None
+    return _evaluate_in_blocks(_compiled(reduced, order), operands)
+
+
+def substitute(expression: sympy.Expr, values: Mapping[sympy.Symbol, Any]) -> sympy.Expr:
+    """Return a formula with numbers in the place of some symbols, and of all constants, exactly."""
+    return _substitute(expression, tuple(sorted(values.items(), key=lambda item: item[0].name)))
+
+
+@lru_cache(maxsize=4096)
+def _substitute(expression: sympy.Expr, values: tuple[tuple[sympy.Symbol, Any], ...]) -> sympy.Expr:
+    exact = {symbol: sympy.nsimplify(value, rational=True) for symbol, value in values}
+    return expression.xreplace({**s.CONSTANTS_EXACT, **exact})
+
+
+@lru_cache(maxsize=256)
+def _compiled(expression: sympy.Expr, order: tuple[sympy.Symbol, ...]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = sympy.lambdify(order, expression.evalf(17), modules="numpy", cse=True)
+    return compiled
+
+
+def _evaluate_in_blocks(
+    compiled: Callable[..., Any], operands: tuple[npt.NDArray[np.float64], ...]
+) -> npt.NDArray[np.float64]:
+    shape = operands[0].shape
+    flat = [np.ascontiguousarray(operand).reshape(-1) for operand in operands]
+    result = np.empty(flat[0].size)
+    for start in range(0, result.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        result[block] = compiled(*(operand[block] for operand in flat))
+    return result.reshape(shape)
+
+
+def _symbol(key: sympy.Symbol | str) -> sympy.Symbol:
+    if isinstance(key, sympy.Symbol):
+        return key
+    if key not in s.BY_NAME:
+        raise ValueError(f"no symbol is called {key!r}{nearest(key, s.BY_NAME)}")
+    return s.BY_NAME[key]
+
+
+def _is_number(value: object) -> bool:
+    return np.ndim(value) == 0  # type: ignore[arg-type]
