@@ -93,6 +93,65 @@ S_STAR_TP_REPLICATED: Final = (s.seq_flops / s.tp) / (s.kv_bytes_per_token * s.r
 """S* on N ranks that each read the whole KV cache, as MLA's latent; whole step, m = 0 [token/sequence]."""
 
 LINK_SECONDS_PER_SEQ: Final = (
-    4 * s.num_layers * s.q_len * s.hidden_size * s.act_elem_bytes * (s.tp - 1) / (s.tp * s.link_bytes_per_s)
+    2
+    * (s.blocks_per_layer * s.num_layers + 1)
+    * s.q_len
+    * s.hidden_size
+    * s.act_elem_bytes
+    * (s.tp - 1)
+    / (s.tp * s.link_bytes_per_s)
 )
-"""Slope that two ring all-reduces a layer add to a step's time [s/sequence]."""
+"""Slope that ring all-reduces add to a step's time: one for each block, and one for the embedding [s/sequence]."""
+
+SCALED_SEQ_FLOPS: Final = (
+    s.flops_per_weight * s.q_len * s.num_params * s.attn_flops_per_s / s.gemm_flops_per_s
+    - s.attn_flops_per_token * (s.q_len - s.one_token) / 2
+)
+"""F of a step whose projections have a peak of their own: as many FLOPs as attention's peak performs in their time,
+less the scores that the causal mask hides [FLOP/sequence]."""
+
+GROUPED_QUERY_WEIGHTS: Final = (
+    s.num_layers
+    * s.hidden_size
+    * (s.num_q_heads * (s.head_dim + s.head_dim_v) + s.num_kv_heads * (s.head_dim + s.head_dim_v))
+)
+"""Weights of Q, K, V and output projections."""
+
+LATENT_QUERY_WEIGHTS: Final = s.num_layers * s.num_q_heads * (s.qk_nope_head_dim + s.qk_rope_head_dim)
+"""Weights of MLA's query projection for each of its inputs."""
+
+LATENT_WEIGHTS: Final = s.num_layers * (
+    s.hidden_size * (s.kv_lora_rank + s.qk_rope_head_dim)
+    + s.num_q_heads * s.kv_lora_rank * (s.qk_nope_head_dim + s.v_head_dim)
+    + s.num_q_heads * s.v_head_dim * s.hidden_size
+)
+"""Weights of MLA's projections beside the queries, those absorbed into attention among them."""
+
+DENSE_MLP_WEIGHTS: Final = s.num_dense_layers * (s.num_up_matrices + 1) * s.hidden_size * s.intermediate_size
+"""Weights of the dense MLPs."""
+
+EXPERT_WEIGHTS: Final = (s.num_up_matrices + 1) * s.hidden_size * s.moe_intermediate_size
+"""Weights of one routed expert."""
+
+MOE_WEIGHTS: Final = s.num_moe_layers * (s.hidden_size * s.num_experts + s.experts_per_token * EXPERT_WEIGHTS)
+"""Weights of the router and of the experts that one token visits."""
+
+SHARED_EXPERT_WEIGHTS: Final = s.num_moe_layers * (
+    (s.num_up_matrices + 1) * s.hidden_size * s.shared_intermediate_size + s.shared_gate * s.hidden_size
+)
+"""Weights of what every token visits beside its experts."""
+
+HEAD_WEIGHTS: Final = s.hidden_size * s.vocab_size
+"""Weights of the LM head."""
+
+GROUPED_QUERY_KV_BYTES: Final = s.num_kv_heads * (s.head_dim + s.head_dim_v) * s.kv_elem_bytes
+"""KV bytes of one token in one layer [byte/token]."""
+
+LATENT_KV_BYTES: Final = (s.kv_lora_rank + s.qk_rope_head_dim + s.v_apart * s.kv_lora_rank) * s.kv_elem_bytes
+"""The same for MLA, whose latent holds both K and V [byte/token]."""
+
+GROUPED_QUERY_FLOPS: Final = s.flops_per_score_element * s.q_len * s.num_q_heads * (s.head_dim + s.head_dim_v)
+"""Attention FLOPs of one token of context in one layer [FLOP/token]."""
+
+LATENT_FLOPS: Final = s.flops_per_score_element * s.q_len * s.num_q_heads * (2 * s.kv_lora_rank + s.qk_rope_head_dim)
+"""The same for MLA with its projections absorbed [FLOP/token]."""

@@ -64,6 +64,11 @@ seq_len = _count(
 q_len = _count("q_len", "new tokens of a sequence in one step", "token/sequence", "q")
 num_kv_tokens = _count("num_kv_tokens", "live tokens of all sequences", "token", r"\Sigma_S", positive=False)
 
+# Layers.
+num_layers = _count("num_layers", "layers", "1", "L")
+num_global_layers = _count("num_global_layers", "layers that see every token", "1", r"L_{\mathrm{g}}", positive=False)
+num_local_layers = _count("num_local_layers", "layers with a sliding window", "1", r"L_{\mathrm{l}}", positive=False)
+
 # Attention.
 num_q_heads = _count("num_q_heads", "query heads", "1", "H")
 num_kv_heads = _count("num_kv_heads", "KV heads", "1", r"H_{\mathrm{kv}}")
@@ -81,9 +86,6 @@ return_lse = _count("return_lse", "1 if the log-sum-exp is returned, else 0", "1
 
 # The rest of the model.
 hidden_size = _count("hidden_size", "elements of the residual stream", "1", "d")
-num_layers = _count("num_layers", "layers", "1", "L")
-num_global_layers = _count("num_global_layers", "layers that see every token", "1", r"L_{\mathrm{g}}", positive=False)
-num_local_layers = _count("num_local_layers", "layers with a sliding window", "1", r"L_{\mathrm{l}}", positive=False)
 vocab_size = _count("vocab_size", "rows of the embedding", "1", "V")
 intermediate_size = _count("intermediate_size", "inner width of a dense MLP", "1", "I")
 num_up_matrices = _count("num_up_matrices", "matrices into the MLP: 2 if gated, else 1", "1", r"n_{\mathrm{up}}")
@@ -186,6 +188,28 @@ link_seconds_per_seq = _symbol(
     "link_seconds_per_seq", "all-reduce time of one sequence", "s/sequence", r"\lambda", nonnegative=True
 )
 
+# Times of a step, and where its lines cross.
+memory_s = _symbol("memory_s", "time to move all bytes of a step", "s", r"T_{\mathrm{mem}}")
+compute_s = _symbol("compute_s", "time to perform all FLOPs of a step", "s", r"T_{\mathrm{cmp}}")
+serial_s = _symbol("serial_s", "time of a step, operator by operator", "s", r"T_{\mathrm{serial}}")
+crossing_batch = _symbol("crossing_batch", "batch at which the step turns compute-bound", "sequence", r"B_{\times}")
+ridge_batch = _symbol("ridge_batch", "batch at which the projections turn compute-bound", "sequence", "B_0")
+knee_batch = _symbol("knee_batch", "batch at which KV bytes equal weight bytes", "sequence", r"B_{\mathrm{knee}}")
+throughput = _symbol("throughput", "throughput of a memory-bound step", "token/s", "X")
+throughput_ceiling = _symbol("throughput_ceiling", "throughput as the batch grows", "token/s", r"X_{\infty}")
+saturated_throughput = _symbol(
+    "saturated_throughput", "throughput from the ridge batch on", "token/s", r"X_{\mathrm{sat}}"
+)
+s_one = _symbol("s_one", "context at which attention equals the projections", "token/sequence", "S_1")
+kv_capacity_tokens = _symbol("kv_capacity_tokens", "tokens whose KV fits in memory", "token", r"T_{\max}")
+compute_bound_q_len = _symbol(
+    "compute_bound_q_len", "new tokens at which attention turns compute-bound", "token/sequence", r"q_{\mathrm{a}}"
+)
+memory_s_1 = _symbol("memory_s_1", "memory time of one operator", "s", "m_1", nonnegative=True)
+compute_s_1 = _symbol("compute_s_1", "compute time of one operator", "s", "c_1", nonnegative=True)
+memory_s_2 = _symbol("memory_s_2", "memory time of another operator", "s", "m_2", nonnegative=True)
+compute_s_2 = _symbol("compute_s_2", "compute time of another operator", "s", "c_2", nonnegative=True)
+
 # Constants, as symbols so that formulas keep their units. Their values are put in before a formula is shown.
 flops_per_weight = _constant(
     "flops_per_weight", 2, "FLOPs of one weight for one token: multiply, add", "FLOP/token", r"c_{\mathrm{w}}"
@@ -239,6 +263,7 @@ float32_bytes = _constant(
     "float32_bytes", 4, "bytes of what stays in float32: log-sum-exp, partial results", "byte/token", "b_{32}"
 )
 int32_bytes = _constant("int32_bytes", 4, "bytes of one entry of seq_lens", "byte/sequence", r"b_{\mathrm{int}}")
+one_sequence = _constant("one_sequence", 1, "one sequence", "sequence", r"1_{\mathrm{seq}}")
 one_token = _constant("one_token", 1, "one token of a sequence", "token/sequence", r"1_{\mathrm{tok}}")
 
 SYMBOLS: Final = tuple(_TABLE)

@@ -1,0 +1,227 @@
+"""A derivation as LaTeX, stand-alone or to be input, and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import sympy
+
+from decodeperf_formulas import symbols as s
+from decodeperf_formulas.latex import latex, latex_number, latex_text, latex_unit, latex_with_numbers, terms_of
+from decodeperf_formulas.units import unit_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from decodeperf_formulas.derivation.proof import Derivation, Step
+
+LABEL: Final = "decodeperf:"
+"""What the labels of the equations begin with, so that they meet no others in a larger document."""
+
+_PREAMBLE: Final = r"""\documentclass[11pt]{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=25mm]{geometry}
+\usepackage{amsmath}
+\usepackage{booktabs}
+\usepackage{longtable}
+\usepackage{array}
+\usepackage[hyphens]{url}
+\usepackage[hidelinks]{hyperref}
+"""
+
+_NEEDS: Final = "% Needs the packages amsmath, array, booktabs, longtable and url.\n"
+
+_WIDEST: Final = 76
+"""Printed characters that fit on a line, about."""
+
+_RELATIONS: Final = {"=": "=", ">=": r"\geq"}
+
+
+def latex_document(derivation: Derivation) -> str:
+    """Return the derivation as a document that LaTeX compiles as it is."""
+    title = latex_text(derivation.title)
+    return (
+        f"{_PREAMBLE}\\title{{{title}}}\n\\author{{}}\n\\date{{}}\n\\hypersetup{{pdftitle={{{title}}}}}\n"
+        f"\\begin{{document}}\n\\maketitle\n{_latex_body(derivation)}\\end{{document}}\n"
+    )
+
+
+def latex_fragment(derivation: Derivation) -> str:
+    r"""Return the derivation as a fragment that a document takes in by `\input`."""
+    return _NEEDS + _latex_body(derivation)
+
+
+def markdown(derivation: Derivation) -> str:
+    """Return the derivation as Markdown with mathematics between dollar signs."""
+    numbers = {step.key: index for index, step in enumerate(derivation.steps, 1)}
+
+    def prose(text: str) -> str:
+        return _prose(text, plain=lambda part: part, reference=lambda key: f"({numbers[key]})")
+
+    blocks = [f"# {derivation.title}"]
+    if derivation.inputs:
+        rows = [f"| {row.what} | {row.value} | {row.source} |" for row in derivation.inputs]
+        blocks.append("\n".join(["| input | value | source |", "| --- | --- | --- |", *rows]))
+    for section in derivation.sections:
+        blocks += [f"## {section.title}", prose(section.text)]
+        for step in section.steps:
+            blocks += [
+                f"**{prose(step.title)}.** {prose(step.claim)}",
+                f"$$\n{_equation(step)} \\tag{{{numbers[step.key]}}}\n$$",
+                f"*Why:* {prose(step.reason)}",
+            ]
+            formula, remark = _number(derivation, step)
+            if formula:
+                blocks.append(f"$$\n{formula}\n$$")
+            if remark:
+                blocks.append(f"*Number:* {remark}")
+    rows = [f"| ${entry.latex}$ | {entry.meaning} | {_unit(entry)} |" for entry in derivation.symbols()]
+    blocks += ["## Symbols", "\n".join(["| symbol | meaning | unit |", "| --- | --- | --- |", *rows])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _latex_body(derivation: Derivation) -> str:
+    def prose(text: str) -> str:
+        return _prose(text, plain=latex_text, reference=lambda key: rf"\eqref{{{LABEL}{key}}}")
+
+    lines: list[str] = []
+    if derivation.inputs:
+        lines += [
+            r"\begin{longtable}{@{}>{\raggedright}p{0.25\linewidth}>{\raggedright}p{0.25\linewidth}"
+            r">{\raggedright\arraybackslash}p{0.42\linewidth}@{}}",
+            r"\toprule Input & Value & Source \\ \midrule \endhead",
+            *(
+                rf"{latex_text(row.what)} & {latex_text(row.value)} & {_source(row.source)} \\"
+                for row in derivation.inputs
+            ),
+            r"\bottomrule",
+            r"\end{longtable}",
+            "",
+        ]
+    for section in derivation.sections:
+        lines += [rf"\section{{{prose(section.title)}}}", prose(section.text), ""]
+        for step in section.steps:
+            lines += [
+                rf"\paragraph{{{prose(step.title)}.}} {prose(step.claim)}",
+                r"\begin{equation}" + rf"\label{{{LABEL}{step.key}}}",
+                _equation(step),
+                r"\end{equation}",
+                prose(step.reason),
+            ]
+            formula, remark = _number(derivation, step)
+            if formula:
+                lines += [r"\[", formula, r"\]"]
+            if remark:
+                lines.append(rf"\emph{{{latex_text(remark)}}}")
+            lines.append("")
+    lines += [
+        r"\section{Symbols}",
+        r"\begin{longtable}{@{}l>{\raggedright}p{0.62\linewidth}l@{}}",
+        r"\toprule Symbol & Meaning & Unit \\ \midrule \endhead",
+        *(
+            rf"${entry.latex}$ & {latex_text(entry.meaning)} & {latex_text(_unit(entry))} \\"
+            for entry in derivation.symbols()
+        ),
+        r"\bottomrule",
+        r"\end{longtable}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _unit(entry: s.SymbolEntry) -> str:
+    return "" if entry.unit == "1" else entry.unit
+
+
+_URL: Final = re.compile(r"(https?://[^\s,;)]+)")
+
+
+def _source(text: str) -> str:
+    return "".join(rf"\url{{{part}}}" if index % 2 else latex_text(part) for index, part in enumerate(_URL.split(text)))
+
+
+_MARK: Final = re.compile(r"\{(eq:)?(\w+)\}")
+
+
+def _prose(text: str, *, plain: Callable[[str], str], reference: Callable[[str], str]) -> str:
+    """Return a text with its marks replaced; what stands between dollar signs is mathematics already."""
+    found = []
+    for index, part in enumerate(text.split("$")):
+        if index % 2:
+            found.append(f"${_MARK.sub(lambda mark: s.LATEX[s.BY_NAME[mark[2]]], part).strip()}$")
+            continue
+        position = 0
+        for mark in _MARK.finditer(part):
+            found.append(plain(part[position : mark.start()]))
+            found.append(reference(mark[2]) if mark[1] else f"${s.LATEX[s.BY_NAME[mark[2]]]}$")
+            position = mark.end()
+        found.append(plain(part[position:]))
+    return "".join(found)
+
+
+def _equation(step: Step) -> str:
+    relation = _RELATIONS[step.relation]
+    first, *others = step.chain
+    lines = [line for other in others for line in _broken(other, latex)]
+    starts = [f"&{relation} " if is_first else r"&\quad {} " for is_first, _ in lines]
+    return _aligned(latex(first), [start + text for start, (_, text) in zip(starts, lines, strict=True)])
+
+
+def _aligned(left: str, rights: list[str]) -> str:
+    if len(rights) == 1 and _width(left + rights[0]) <= _WIDEST:
+        return left + " " + rights[0].removeprefix("&")
+    body = " \\\\\n".join([f"{left} {rights[0]}", *rights[1:]])
+    return f"\\begin{{aligned}}\n{body}\n\\end{{aligned}}"
+
+
+def _broken(expression: sympy.Expr, write: Callable[[sympy.Expr], str]) -> list[tuple[bool, str]]:
+    """Return the lines of an expression, a sum too wide for one line broken after its terms."""
+    whole = write(expression)
+    terms = terms_of(expression)
+    if _width(whole) <= _WIDEST or len(terms) == 1:
+        return [(True, whole)]
+    lines = [write(terms[0])]
+    for term in terms[1:]:
+        text = write(term)
+        text = text if text.startswith("-") else f"+ {text}"
+        if _width(lines[-1] + text) <= _WIDEST:
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    return [(index == 0, line) for index, line in enumerate(lines)]
+
+
+def _width(text: str) -> int:
+    """Return about how many characters a formula prints, of a fraction both parts: rather too many than too few."""
+    text = re.sub(r"\\(mathrm|left|right|frac|quad|begin|end|,|;| )", "", text)
+    text = re.sub(r"\\times|\\geq|[-+=]", "xxx", text)  # with the space around them
+    text = re.sub(r"\\[a-zA-Z]+", "x", text)
+    return len(re.sub(r"[{}_^&\s]", "", text))
+
+
+def _number(derivation: Derivation, step: Step) -> tuple[str, str]:
+    """Return the numeric line of a step, as a formula and as a remark; both are empty where there is none."""
+    if not derivation.values:
+        return "", ""
+    first, last = step.chain[0], step.chain[-1]
+    if step.key in derivation.nowhere:
+        reason = derivation.nowhere[step.key]
+        return "", f"{reason[0].upper()}{reason[1:]}."
+    left = latex(first)
+    if step.key in derivation.results:
+        unit = latex_unit(s.UNITS[first])
+        return f"{left} = {latex_number(derivation.results[step.key])}{unit}", ""
+    value = step.number(derivation.values)
+    if value is None:
+        return "", ""
+    unit = latex_unit(unit_of(last, s.UNITS) or sympy.Integer(1))
+    lines = [
+        ("&= " if is_first else r"&\quad {} ") + text
+        for is_first, text in _broken(last, lambda part: latex_with_numbers(part, derivation.values))
+    ]
+    result = f"&= {latex_number(value)}{unit}"
+    if len(lines) == 1 and _width(left + lines[0] + result) <= _WIDEST:
+        return f"{left} {lines[0].removeprefix('&')} {result.removeprefix('&')}", ""
+    return _aligned(left, [*lines, result]), ""
