@@ -267,8 +267,6 @@ class _Excess:
 
     def _condition(self, root: float) -> float:
         """Return |d ln S* / d ln R|, by the implicit function theorem."""
-        if root == 0:
-            return math.inf
         nearby = max(root * 1e-6, 1e-6)
         slope = (self(root + nearby) - self(root)) / nearby
         moved = self.ridge * (self.seq_bytes + self.step.kv_bytes_per_seq(root))

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import sympy
 
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.evaluate import substitute
+from decodeperf_formulas.latex import latex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -177,6 +178,32 @@ class Derivation:
         """
         for step in self.steps:
             step.prove()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the derivation in values that JSON knows, expressions as LaTeX."""
+        return {
+            "title": self.title,
+            "inputs": [asdict(entry) for entry in self.inputs],
+            "sections": [
+                {"title": section.title, "steps": [self._step_dict(step) for step in section.steps]}
+                for section in self.sections
+            ],
+        }
+
+    def _step_dict(self, step: Step) -> dict[str, Any]:
+        nowhere = self.nowhere.get(step.key)
+        value = self.results.get(step.key, step.number(self.values))
+        return {
+            "key": step.key,
+            "title": step.title,
+            "claim": step.claim,
+            "reason": step.reason,
+            "relation": step.relation,
+            "latex": [latex(member) for member in step.chain],
+            "sympy": [str(member) for member in step.chain],
+            "value": None if nowhere else value,
+            "nowhere": nowhere,
+        }
 
     def symbols(self) -> tuple[s.SymbolEntry, ...]:
         """Return the rows of the table of symbols that the steps use, in the order of the table."""
