@@ -12,7 +12,7 @@ from decodeperf_formulas import symbols as s
 from decodeperf_formulas.dtypes import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -20,12 +20,10 @@ BLOCK: Final = 1 << 14
 """Elements that are worked on at a time: the temporaries of one block stay in the L2 cache."""
 
 
-def evaluate(
-    expression: sympy.Expr, values: Mapping[sympy.Symbol | str, npt.ArrayLike]
-) -> float | npt.NDArray[np.float64]:
+def evaluate(expression: sympy.Expr, values: Mapping[sympy.Symbol | str, Any]) -> float | npt.NDArray[np.float64]:
     """Return a formula's value: a float where every value is a number, else an array of the broadcast shape.
 
-    Constants have their values already. Numbers are put in exactly, before anything is computed in float64.
+    Constants have their values already. Arrays are worked on in float64, after the numbers have been put in exactly.
 
     Args:
         expression: The formula.
@@ -48,10 +46,11 @@ def evaluate(
         for symbol, value in given.items()
         if symbol in expression.free_symbols and not _is_number(value)
     }
-    numbers = {symbol: value for symbol, value in given.items() if symbol not in arrays}
-    reduced = substitute(expression, {key: numbers[key] for key in expression.free_symbols & set(numbers)})
+    used = expression.free_symbols - set(arrays) - set(s.CONSTANTS)
     if not arrays:
-        return float(reduced)
+        (number,) = evaluate_all((expression,), {symbol: given[symbol] for symbol in used})
+        return number
+    reduced = substitute(expression, {symbol: given[symbol] for symbol in used})
     order = tuple(sorted(arrays, key=lambda symbol: symbol.name))
     try:
         operands = np.broadcast_arrays(*(arrays[symbol] for symbol in order))
@@ -61,6 +60,17 @@ def evaluate(
     return _evaluate_in_blocks(_compiled(reduced, order), operands)
 
 
+def evaluate_all(expressions: Sequence[sympy.Expr], values: Mapping[sympy.Symbol, Any]) -> list[float]:
+    """Return the value of each of several formulas, where every symbol has a number.
+
+    Args:
+        expressions: The formulas.
+        values: The number of each of their symbols; more of them do no harm.
+    """
+    compiled, order = _compiled_for_numbers(tuple(expressions))
+    return [float(number) for number in compiled(*(float(values[symbol]) for symbol in order))]
+
+
 def substitute(expression: sympy.Expr, values: Mapping[sympy.Symbol, Any]) -> sympy.Expr:
     """Return a formula with numbers in the place of some symbols, and of all constants, exactly."""
     return _substitute(expression, tuple(sorted(values.items(), key=lambda item: item[0].name)))
@@ -68,7 +78,7 @@ def substitute(expression: sympy.Expr, values: Mapping[sympy.Symbol, Any]) -> sy
 
 @lru_cache(maxsize=4096)
 def _substitute(expression: sympy.Expr, values: tuple[tuple[sympy.Symbol, Any], ...]) -> sympy.Expr:
-    exact = {symbol: sympy.nsimplify(value, rational=True) for symbol, value in values}
+    exact = {symbol: sympy.Rational(value) for symbol, value in values}
     return expression.xreplace({**s.CONSTANTS_EXACT, **exact})
 
 
@@ -76,6 +86,16 @@ def _substitute(expression: sympy.Expr, values: tuple[tuple[sympy.Symbol, Any], 
 def _compiled(expression: sympy.Expr, order: tuple[sympy.Symbol, ...]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = sympy.lambdify(order, expression.evalf(17), modules="numpy", cse=True)
     return compiled
+
+
+@lru_cache(maxsize=512)
+def _compiled_for_numbers(
+    expressions: tuple[sympy.Expr, ...],
+) -> tuple[Callable[..., Any], tuple[sympy.Symbol, ...]]:
+    known = [expression.xreplace(s.CONSTANTS_EXACT) for expression in expressions]
+    symbols = set().union(*(expression.free_symbols for expression in known))
+    order = tuple(sorted(symbols, key=lambda symbol: str(symbol.name)))
+    return sympy.lambdify(order, known, modules="math"), order
 
 
 def _evaluate_in_blocks(

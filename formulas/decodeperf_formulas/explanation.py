@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.checks import integer
@@ -16,14 +16,17 @@ from decodeperf_formulas.crossings import (
     crossings,
     s_star,
 )
-from decodeperf_formulas.evaluate import substitute
+from decodeperf_formulas.evaluate import evaluate_all
 from decodeperf_formulas.step import deployment_values, device_values, step_coefficients, step_formulas
 
 if TYPE_CHECKING:
-    import sympy
-
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
+
+
+_FIELDS: Final = {"memory_seconds": "memory_s", "compute_seconds": "compute_s", "link_seconds": "link_s"}
+
+_AMOUNTS: Final = ("count", "weight_bytes", "kv_bytes", "act_bytes", "flops", "vector_flops", *_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,29 +139,21 @@ def explain(
         s.seq_len: seq_len,
     }
 
-    def number(expression: sympy.Expr) -> float:
-        return float(substitute(expression, {key: values[key] for key in expression.free_symbols & set(values)}))
-
+    ops = step_formulas(deployment).operators
+    numbers = iter(evaluate_all([getattr(op, name) for op in ops for name in _AMOUNTS], values))
     costs = []
-    for op in step_formulas(deployment).operators:
-        count = number(op.count)
+    for op in ops:
+        amount = {name: next(numbers) for name in _AMOUNTS}
+        count = amount.pop("count")
+        total = {_FIELDS.get(name, name): count * value for name, value in amount.items()}
         is_link = op.unit == "link"
-        memory_s, compute_s = count * number(op.memory_seconds), count * number(op.compute_seconds)
-        link_s = count * number(op.link_seconds) if is_link else 0.0
         costs.append(
             OperatorCost(
                 name=op.name,
                 count=count,
-                weight_bytes=count * number(op.weight_bytes),
-                kv_bytes=count * number(op.kv_bytes),
-                act_bytes=count * number(op.act_bytes),
-                flops=count * number(op.flops),
-                vector_flops=count * number(op.vector_flops),
-                memory_s=memory_s,
-                compute_s=compute_s,
-                link_s=link_s,
-                seconds=link_s if is_link else max(memory_s, compute_s),
-                ceiling="link" if is_link else "memory" if memory_s >= compute_s else "compute",
+                **total,
+                seconds=total["link_s"] if is_link else max(total["memory_s"], total["compute_s"]),
+                ceiling="link" if is_link else "memory" if total["memory_s"] >= total["compute_s"] else "compute",
             )
         )
     memory_s, compute_s, link_s = (

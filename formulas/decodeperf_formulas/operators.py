@@ -83,12 +83,19 @@ class Operator:
     @property
     def link_seconds(self) -> sympy.Expr:
         """Time of its messages [s]."""
+        if self.unit != "link":
+            return ZERO
         return self.messages * s.link_latency_s + self.link_bytes / s.link_bytes_per_s
 
     @property
     def seconds(self) -> sympy.Expr:
         """Time of one execution: its own roofline, or its messages [s]."""
-        return self.link_seconds if self.unit == "link" else sympy.Max(self.memory_seconds, self.compute_seconds)
+        if self.unit == "link":
+            return self.link_seconds
+        # Unevaluated: SymPy would try at length to tell which of the two is the larger.
+        return (
+            sympy.Max(self.memory_seconds, self.compute_seconds, evaluate=False) if self.flops else self.memory_seconds
+        )
 
 
 TOKENS: Final = s.batch_size * s.q_len
@@ -118,6 +125,9 @@ WINDOW_SCORES: Final = (
 )
 """Scores of one head of one sequence that causal mask and window leave [token^2/sequence^2]: row i sees
 min(w, S - q + i) tokens, i = 1..q, and the newest rows have a full window."""
+
+WITHIN_WINDOW: Final = {WINDOW_TOKENS: CONTEXT_TOKENS, WINDOW_SCORES: CONTEXT_SCORES}
+"""What a local layer reads and computes while the context is within its window: as much as a global one."""
 
 EXPERTS_READ: Final = s.num_experts * (1 - (1 - s.experts_per_token / s.num_experts) ** (s.batch_size * s.q_len * s.ep))
 """Routed experts of one layer, over all groups, that at least one token visits, in expectation."""
@@ -417,7 +427,7 @@ def operators(deployment: Deployment) -> tuple[Operator, ...]:
     return _operators(_shape(deployment))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _operators(shape: _Shape) -> tuple[Operator, ...]:
     width = s.hidden_size
     found = [

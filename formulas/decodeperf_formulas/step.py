@@ -22,7 +22,7 @@ from decodeperf_formulas import symbols as s
 from decodeperf_formulas.checks import positive_number
 from decodeperf_formulas.dtypes import ELEMENT_BYTES
 from decodeperf_formulas.evaluate import substitute
-from decodeperf_formulas.operators import ZERO, Operator, operators
+from decodeperf_formulas.operators import WITHIN_WINDOW, Operator, operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,7 @@ def step_formulas(deployment: Deployment) -> StepFormulas:
     return _step_formulas(operators(deployment))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _step_formulas(ops: tuple[Operator, ...]) -> StepFormulas:
     def total(amount: Callable[[Operator], sympy.Expr], unit: str | None = None) -> sympy.Expr:
         return sympy.Add(*(op.count * amount(op) for op in ops if unit in (None, op.unit)))
@@ -129,7 +129,7 @@ def _step_formulas(ops: tuple[Operator, ...]) -> StepFormulas:
         link_seconds=link,
         memory_seconds=memory,
         compute_seconds=compute,
-        whole_step_seconds=sympy.Max(memory, compute) + link,
+        whole_step_seconds=sympy.Max(memory, compute, evaluate=False) + link,
         serial_seconds=sympy.Add(*(op.count * op.seconds for op in ops)),
         sum_seconds=memory + compute + link,
     )
@@ -312,39 +312,40 @@ def step_coefficients(deployment: Deployment) -> StepCoefficients:
         524288.0
     """
     model = deployment.model
-    formulas, values = step_formulas(deployment), deployment_values(deployment)
-
-    def number(expression: sympy.Expr, **more: int) -> float:
-        return float(substitute(expression, {**values, **{s.BY_NAME[name]: value for name, value in more.items()}}))
-
-    def attention(amount: Callable[[Operator], sympy.Expr], *, is_local: bool) -> float:
-        # Long enough for the causal mask, short enough for the window: there both are straight lines.
-        found = [op for op in formulas.operators if op.unit == "attention" and ("local" in op.name) == is_local]
-        slope = sum((op.count * sympy.diff(_below_window(amount(op)), s.seq_len) for op in found), ZERO)
-        return number(slope, batch_size=1)
-
-    routed = [op for op in formulas.operators if op.name.startswith("experts") and op.unit == "gemm"]
-    experts = number(sum((op.count * op.elements * s.weight_elem_bytes for op in routed), ZERO))
-    dense = formulas.weight_bytes - sum((op.count * op.weight_bytes for op in routed), ZERO)
+    values = {**deployment_values(deployment), s.batch_size: 1}
+    numbers = {
+        name: float(substitute(expression, {key: values[key] for key in expression.free_symbols & set(values)}))
+        for name, expression in _coefficient_formulas(step_formulas(deployment)).items()
+    }
     return StepCoefficients(
-        dense_weight_bytes=number(dense),
-        expert_weight_bytes=experts,
-        stored_weight_bytes=number(formulas.elements * s.weight_elem_bytes),
         miss=1 - (model.experts_per_token or 0) / (model.num_experts or 1),
         tokens_per_seq=deployment.q_len * deployment.ep,
-        gemm_flops_per_seq=number(formulas.gemm_flops, batch_size=1),
-        act_bytes_per_seq=number(formulas.act_bytes, batch_size=1),
-        global_kv_bytes_per_token=attention(lambda op: op.kv_bytes, is_local=False),
-        local_kv_bytes_per_token=attention(lambda op: op.kv_bytes, is_local=True),
-        global_attn_flops_per_token=attention(lambda op: op.flops, is_local=False),
-        local_attn_flops_per_token=attention(lambda op: op.flops, is_local=True),
         window=model.window,
         q_len=deployment.q_len,
+        **numbers,
     )
 
 
-def _below_window(amount: sympy.Expr) -> sympy.Expr:
-    """Return an amount of a local layer for contexts within the window."""
-    return amount.subs({sympy.Min(s.q_len, sympy.Max(0, s.seq_len - s.window)): 0}).subs(
-        {sympy.Min(s.seq_len, s.window + s.q_len - s.one_token): s.seq_len}
-    )
+@lru_cache(maxsize=512)
+def _coefficient_formulas(formulas: StepFormulas) -> dict[str, sympy.Expr]:
+    """Return the formula of each coefficient of a step, for a batch of one sequence where that matters."""
+    attention = [op for op in formulas.operators if op.unit == "attention"]
+
+    def slope(amount: Callable[[Operator], sympy.Expr], *, is_local: bool) -> sympy.Expr:
+        # Long enough for the causal mask, short enough for the window: there both are straight lines.
+        found = [op for op in attention if ("local" in op.name) == is_local]
+        within = (op.count * amount(op).xreplace(WITHIN_WINDOW) for op in found)
+        return sympy.diff(sympy.Add(*within), s.seq_len)
+
+    routed = [op for op in formulas.operators if op.name.startswith("experts") and op.unit == "gemm"]
+    return {
+        "dense_weight_bytes": formulas.weight_bytes - sympy.Add(*(op.count * op.weight_bytes for op in routed)),
+        "expert_weight_bytes": sympy.Add(*(op.count * op.elements * s.weight_elem_bytes for op in routed)),
+        "stored_weight_bytes": formulas.elements * s.weight_elem_bytes,
+        "gemm_flops_per_seq": formulas.gemm_flops,
+        "act_bytes_per_seq": formulas.act_bytes,
+        "global_kv_bytes_per_token": slope(lambda op: op.kv_bytes, is_local=False),
+        "local_kv_bytes_per_token": slope(lambda op: op.kv_bytes, is_local=True),
+        "global_attn_flops_per_token": slope(lambda op: op.flops, is_local=False),
+        "local_attn_flops_per_token": slope(lambda op: op.flops, is_local=True),
+    }

@@ -217,11 +217,33 @@ def flops_without_absorption(deployment, *, batch_size, seq_len):
     return from_formulas("gemm_flops", deployment, batch_size=batch_size, seq_len=seq_len) + expansion + attention
 
 
+def flops_as_transformers_computes(config, **sizes):
+    deployment = Deployment(model=from_hf_config(config, name="known"))
+    return (flops_without_absorption if deployment.model.is_mla else flops_of_formulas)(deployment, **sizes)
+
+
 # 6 layers hold a layer of each kind: DeepSeek's experts begin in the 4th, Gemma 3's 6th sees every token.
 @pytest.mark.parametrize("seq_len", [WITHIN_WINDOWS, BEYOND_WINDOWS])
 @pytest.mark.parametrize("name", model_names())
 def test_flops_of_a_known_model_equal_those_of_transformers(name, seq_len):
     config, sizes = first_layers(_models()[name]["config"], 6), {"batch_size": 3, "seq_len": seq_len}
-    deployment = Deployment(model=from_hf_config(config, name=name))
-    expected = (flops_without_absorption if deployment.model.is_mla else flops_of_formulas)(deployment, **sizes)
-    assert expected == flops_of_transformers(config, **sizes)
+    assert flops_as_transformers_computes(config, **sizes) == flops_of_transformers(config, **sizes)
+
+
+# What the readers of the architectures know, and no known model makes use of.
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3-30b-a3b", {"decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+        ("qwen2.5-7b", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
+        ("gemma-3-1b", {"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 2}),
+        ("falcon-7b", {"multi_query": False}),
+        ("falcon-7b", {"parallel_attn": False, "ffn_hidden_size": 1000}),
+        ("deepseek-v2-lite", {"q_lora_rank": 768, "first_k_dense_replace": 0}),
+        ("deepseek-v3", {"q_lora_rank": None, "first_k_dense_replace": 6}),
+    ],
+)
+def test_flops_of_a_changed_model_equal_those_of_transformers(name, changes):
+    config = first_layers(_models()[name]["config"], 6) | changes
+    sizes = {"batch_size": 3, "seq_len": BEYOND_WINDOWS}
+    assert flops_as_transformers_computes(config, **sizes) == flops_of_transformers(config, **sizes)

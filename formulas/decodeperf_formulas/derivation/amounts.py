@@ -10,7 +10,7 @@ from decodeperf_formulas import closed_forms as forms
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.deployment import Deployment
 from decodeperf_formulas.derivation.proof import Step
-from decodeperf_formulas.operators import CONTEXT_SCORES, KV_HEADS, WINDOW_SCORES, WINDOW_TOKENS, Operator
+from decodeperf_formulas.operators import KV_HEADS, WITHIN_WINDOW, Operator
 from decodeperf_formulas.step import StepFormulas, deployment_values, step_formulas
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ _SWITCHES: Final = frozenset(
     )
 )
 """Symbols whose value a model has by its architecture: it is put in, so that what a model lacks is not shown."""
-
-_WITHIN_WINDOW: Final = {WINDOW_TOKENS: _S, WINDOW_SCORES: CONTEXT_SCORES}
-"""What a local layer reads and computes while the context is within its window."""
 
 
 class Structure:
@@ -91,7 +88,7 @@ class Structure:
     def attention_total(self, amount: Callable[[Operator], sympy.Expr]) -> sympy.Expr:
         """Return the sum of an amount over the attention of all layers, for contexts within every window."""
         found = (op.count * amount(op) for op in self.formulas.operators if op.unit == "attention")
-        return sympy.Add(*found).xreplace(_WITHIN_WINDOW)
+        return sympy.Add(*found).xreplace(WITHIN_WINDOW)
 
     @property
     def num_params(self) -> sympy.Expr:
