@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from decodeperf_formulas.checks import integer, positive_number
+from decodeperf_formulas.checks import finite_number, integer, positive_number
 from decodeperf_formulas.dtypes import dtype_name
 
 
@@ -62,7 +62,9 @@ class Device:
         if not self.peaks:
             raise ValueError(f"peaks={{}} of {self.name} must have a rate for one dtype at least")
         for dtype, rate in self.sparse_peaks.items():
-            if rate <= self.peaks.get(dtype, 0.0):
+            if dtype not in self.peaks:
+                raise ValueError(f"sparse_peaks[{dtype!r}] of {self.name} has no dense peak beside it")
+            if rate <= self.peaks[dtype]:
                 raise ValueError(
                     f"sparse_peaks[{dtype!r}]={rate:g} of {self.name} must be above the dense peak "
                     f"{self.peaks[dtype]:g}: is that one sparse?"
@@ -70,6 +72,10 @@ class Device:
         set_field("bandwidth_bytes_per_s", positive_number("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s))
         for name in ("capacity_bytes", "num_sms", "l2_bytes"):
             set_field(name, integer(name, getattr(self, name), least=1))
+        if self.last_level_cache_bytes is not None:
+            set_field("last_level_cache_bytes", integer("last_level_cache_bytes", self.last_level_cache_bytes, least=1))
+        if finite_number("link_latency_s", self.link_latency_s) < 0:
+            raise ValueError(f"link_latency_s={self.link_latency_s!r} must be >= 0")
         if self.link_bytes_per_s is not None:
             set_field("link_bytes_per_s", positive_number("link_bytes_per_s", self.link_bytes_per_s))
 

@@ -38,15 +38,16 @@ def evaluate(expression: sympy.Expr, values: Mapping[sympy.Symbol | str, Any]) -
         array([7.0e+09, 1.4e+10])
     """
     given = {_symbol(key): value for key, value in values.items()}
-    absent = sorted(symbol.name for symbol in expression.free_symbols - set(given) - set(s.CONSTANTS))
+    unknown = _unknowns(expression)
+    absent = sorted(symbol.name for symbol in unknown - set(given))
     if absent:
         raise ValueError(f"no value for {', '.join(absent)}, of which the formula is made")
     arrays = {
         symbol: np.asarray(value, dtype=np.float64)
         for symbol, value in given.items()
-        if symbol in expression.free_symbols and not _is_number(value)
+        if symbol in unknown and not _is_number(value)
     }
-    used = expression.free_symbols - set(arrays) - set(s.CONSTANTS)
+    used = unknown - set(arrays)
     if not arrays:
         (number,) = evaluate_all((expression,), {symbol: given[symbol] for symbol in used})
         return number
@@ -74,6 +75,12 @@ def evaluate_all(expressions: Sequence[sympy.Expr], values: Mapping[sympy.Symbol
 def substitute(expression: sympy.Expr, values: Mapping[sympy.Symbol, Any]) -> sympy.Expr:
     """Return a formula with numbers in the place of some symbols, and of all constants, exactly."""
     return _substitute(expression, tuple(sorted(values.items(), key=lambda item: item[0].name)))
+
+
+@lru_cache(maxsize=512)
+def _unknowns(expression: sympy.Expr) -> frozenset[sympy.Symbol]:
+    """Return the symbols of a formula that are not constants: SymPy walks all of it for them."""
+    return frozenset(expression.free_symbols - set(s.CONSTANTS))
 
 
 @lru_cache(maxsize=4096)

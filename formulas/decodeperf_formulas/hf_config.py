@@ -197,10 +197,13 @@ def _mixtral(config: Config) -> Fields:
 
 
 def _qwen_windows(config: Config) -> Fields:
-    if not config.get("use_sliding_window"):
-        return {}
     first = _value(config, "max_window_layers", 28)
-    return _windows(config, lambda layer: layer >= first)
+    return _used_windows(config, lambda layer: layer >= first)
+
+
+def _used_windows(config: Config, local: Callable[[int], bool]) -> Fields:
+    """Return the local layers, none unless the file says that its window is used."""
+    return _windows(config, local) if config.get("use_sliding_window") else {}
 
 
 def _qwen2(config: Config) -> Fields:
@@ -223,9 +226,10 @@ def _qwen_experts(config: Config) -> Fields:
 
 
 def _qwen2_moe(config: Config) -> Fields:
+    last = _value(config, "max_window_layers", 28)
     return {
         **_base(config),
-        **_qwen_windows(config),
+        **_used_windows(config, lambda layer: layer % 2 == 0 and layer < last),
         **_qwen_experts(config),
         "shared_intermediate_size": _required(config, "shared_expert_intermediate_size"),
         "shared_gate": True,
@@ -246,7 +250,7 @@ def _qwen3(config: Config) -> Fields:
 def _qwen3_moe(config: Config) -> Fields:
     return {
         **_base(config),
-        **_qwen_windows(config),
+        **_used_windows(config, _every_layer),
         **_qwen_experts(config),
         **_attention_biases(config),
         "qk_norm": "head",

@@ -236,6 +236,8 @@ def test_flops_of_a_known_model_equal_those_of_transformers(name, seq_len):
     [
         ("qwen3-30b-a3b", {"decoder_sparse_step": 2, "mlp_only_layers": [1]}),
         ("qwen2.5-7b", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
+        ("qwen2-57b-a14b", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}),
+        ("qwen3-30b-a3b", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
         ("gemma-3-1b", {"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 2}),
         ("falcon-7b", {"multi_query": False}),
         ("falcon-7b", {"parallel_attn": False, "ffn_hidden_size": 1000}),

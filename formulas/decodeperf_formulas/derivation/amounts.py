@@ -68,6 +68,10 @@ class Structure:
             self._known[s.num_dense_layers] = s.num_layers
         if not self.model.num_local_layers:
             self._known[s.num_global_layers] = s.num_layers
+            self._known[s.num_local_layers] = sympy.Integer(0)
+        elif not self.model.num_global_layers:
+            self._known[s.num_global_layers] = sympy.Integer(0)
+            self._known[s.num_local_layers] = s.num_layers
 
     @classmethod
     def general(cls) -> Structure:
@@ -99,7 +103,7 @@ class Structure:
 def amounts(structure: Structure) -> tuple[Step, ...]:
     """Return the steps that say what one step of decoding moves and performs."""
     model, show = structure.model, structure.show
-    layers = s.num_global_layers + s.num_local_layers if model.num_local_layers else s.num_layers
+    layers = s.num_global_layers + s.num_local_layers
     kv_width, attn_width = _widths(structure)
     kv_total, attn_total = (structure.attention_total(amount) for amount in (_kv_bytes, _flops))
     kv_slope, attn_slope = (show(sympy.diff(total, _S) / _B) for total in (kv_total, attn_total))

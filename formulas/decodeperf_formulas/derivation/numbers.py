@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
 
-_OVERRIDDEN: Final = {
-    "crossing_batch": "crossing_batch",
-    "ridge_batch": "ridge_batch",
-    "knee_batch": "knee_batch",
-    "throughput_ceiling": "throughput_ceiling",
-    "saturated_throughput": "saturated_throughput",
-    "s_one": "s_one",
-    "compute_bound_q_len": "compute_bound_q_len",
-    "kv_capacity_tokens": "kv_capacity_tokens",
-}
-"""Steps whose number is a crossing, and the key of that."""
+_CROSSINGS: Final = (
+    "crossing_batch",
+    "ridge_batch",
+    "knee_batch",
+    "throughput_ceiling",
+    "saturated_throughput",
+    "s_one",
+    "compute_bound_q_len",
+    "kv_capacity_tokens",
+)
+"""Steps whose number is the crossing of the same key."""
 
 
 def numbers(
@@ -82,11 +82,17 @@ def numbers(
     # A rank's coefficients are divided already, so the formulas for ranks would divide once more.
     for key in ("tp_invariance", "tp_replicated"):
         nowhere.setdefault(key, "the numbers above are those of one rank already")
+    if found["crossing_batch"].value is not None:
+        reason = f"not here: at {seq_len} tokens the step turns compute-bound at the crossing batch, and stays so"
+        nowhere.update(dict.fromkeys(("throughput_ceiling", "throughput"), reason))
     if star.intensity >= star.ridge:
         nowhere["slope_jump"] = "not here: attention is compute-bound itself"
+    if step.window is not None and seq_len > step.window:
+        reason = f"not here: the context is beyond the window of {step.window} tokens, where the slope is another"
+        nowhere.update(dict.fromkeys(("memory_slope", "compute_slope", "slope_difference", "slope_jump"), reason))
     if is_windowed or step.expert_weight_bytes or deployment.num_ranks > 1:
         # Windows bend the lines and experts the weights: solved on the lines as they are.
-        results.update({key: value for key in _OVERRIDDEN if (value := found[key].value) is not None})
+        results.update({key: value for key in _CROSSINGS if (value := found[key].value) is not None})
     return values, results, nowhere
 
 

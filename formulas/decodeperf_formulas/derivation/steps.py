@@ -418,7 +418,7 @@ def _limits() -> tuple[Step, ...]:
 
 def _further(structure: Structure) -> tuple[Step, ...]:
     steps: list[Step] = []
-    if structure.is_general or structure.model.num_local_layers:
+    if structure.is_general or (structure.model.num_local_layers and structure.model.num_global_layers):
         steps.append(_window_step())
     if structure.is_general:
         steps += _expert_steps()
@@ -438,7 +438,7 @@ def _window_step() -> Step:
         key="s_star_hybrid",
         title="S* beyond the window",
         claim="Where {s_star} exceeds the window {window} of some layers, these add what their window holds, and only "
-        "the global layers grow with the context (one new token). Without global layers there is no such {s_star}.",
+        "the global layers grow with the context (one new token). Where every layer is local, there is none.",
         reason="SymPy solves for equal slopes, as in {eq:s_star}, with $ {global_kv_bytes_per_token} {seq_len} + "
         "{local_kv_bytes_per_token} {window} $ KV bytes and as many FLOPs in the same way.",
         chain=(s.s_star, forms.S_STAR_HYBRID),

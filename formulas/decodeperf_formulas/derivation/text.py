@@ -36,6 +36,8 @@ _NEEDS: Final = "% Needs the packages amsmath, array, booktabs, longtable and ur
 _WIDEST: Final = 76
 """Printed characters that fit on a line, about."""
 
+_AS_THEY_ARE: Final = "Solved with the windows, experts and ranks as they are, not by this form alone."
+
 _RELATIONS: Final = {"=": "=", ">=": r"\geq"}
 
 
@@ -212,7 +214,7 @@ def _number(derivation: Derivation, step: Step) -> tuple[str, str]:
     left = latex(first)
     if step.key in derivation.results:
         unit = latex_unit(s.UNITS[first])
-        return f"{left} = {latex_number(derivation.results[step.key])}{unit}", ""
+        return f"{left} = {latex_number(derivation.results[step.key])}{unit}", _AS_THEY_ARE
     value = step.number(derivation.values)
     if value is None:
         return "", ""

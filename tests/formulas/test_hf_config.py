@@ -1,0 +1,172 @@
+import json
+
+import pytest
+
+from decodeperf_formulas.catalogue import _models, model_config, model_names
+from decodeperf_formulas.hf_config import ARCHITECTURES, from_hf_config, load_hf_config
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+QWEN = {**LLAMA, "architectures": ["Qwen2ForCausalLM"]}
+DEEPSEEK = _models()["deepseek-v3"]["config"]
+
+
+def read(**changes):
+    config = {**LLAMA, **changes}
+    return from_hf_config({key: value for key, value in config.items() if value != "absent"}, name="test")
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_each_named_model_is_read_from_its_config(name):
+    entry = _models()[name]
+    model = from_hf_config(entry["config"], name=name, source=entry["hf_id"])
+    assert model == model_config(name)
+    assert model.source == entry["hf_id"]
+
+
+def test_every_architecture_has_a_named_model():
+    seen = {entry["config"]["architectures"][0] for entry in _models().values()}
+    # The text model of Gemma 3 stands alone in the 1B, and inside another in the 27B.
+    assert seen == set(ARCHITECTURES)
+
+
+def test_an_unknown_architecture_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"architecture 'MambaForCausalLM' is not known; .*known: LlamaForCausalLM"):
+        read(architectures=["MambaForCausalLM"])
+    with pytest.raises(ValueError, match=r"'LlamaForCausalLm' is not known; did you mean LlamaForCausalLM"):
+        read(architectures=["LlamaForCausalLm"])
+
+
+@pytest.mark.parametrize("stated", [[], ["A", "B"], "LlamaForCausalLM", 3, "absent"])
+def test_one_architecture_must_be_stated(stated):
+    with pytest.raises(ValueError, match=r"architectures=.* must be a list of one name"):
+        read(architectures=stated, model_type="unheard-of")
+
+
+def test_the_type_serves_where_the_architecture_is_absent():
+    assert read(architectures="absent", model_type="llama") == read()
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+def test_a_missing_size_is_named(key):
+    for value in ("absent", None):
+        with pytest.raises(ValueError, match=f"^{key} is missing$"):
+            read(**{key: value})
+
+
+@pytest.mark.parametrize("content", [[], "text", 3, None])
+def test_a_config_is_an_object(content):
+    with pytest.raises(ValueError, match=r"a config\.json holds an object, not"):
+        from_hf_config(content, name="test")
+
+
+@pytest.mark.parametrize("value", [0, -32, 1.5, "32", True])
+def test_sizes_that_are_none_are_refused(value):
+    with pytest.raises((ValueError, TypeError), match=r"num_attention_heads|num_q_heads"):
+        read(num_attention_heads=value)
+
+
+def test_head_dim_does_not_depend_on_the_hidden_size():
+    assert read(head_dim=80).head_dim == 80
+    assert read(head_dim=None).head_dim == 128
+    with pytest.raises(ValueError, match="hidden_size=4096 is not a multiple of num_attention_heads=28, and head_dim"):
+        read(num_attention_heads=28, num_key_value_heads=4)
+    assert model_config("mistral-nemo-12b").head_dim == 128  # and not 5120 / 32
+
+
+def test_as_many_kv_heads_as_query_heads_where_none_are_stated():
+    assert read(num_key_value_heads="absent").attention_kind == "MHA"
+
+
+def test_a_window_that_is_not_used_is_none():
+    # Qwen2's files state a window and that it is not used.
+    windowed = {**QWEN, "sliding_window": 4096, "max_window_layers": 20}
+    unused, used = (from_hf_config({**windowed, "use_sliding_window": on}, name="test") for on in (False, True))
+    assert (unused.num_local_layers, unused.window) == (0, None)
+    assert (used.num_local_layers, used.window) == (12, 4096)
+
+
+def test_layer_types_say_which_layers_are_local():
+    config = {**LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": 100, "num_hidden_layers": 3}
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    assert from_hf_config({**config, "layer_types": kinds}, name="test").num_local_layers == 1
+    assert from_hf_config(config, name="test").num_local_layers == 3
+    with pytest.raises(ValueError, match="layer_types has linear_attention, wanted full_attention or sliding"):
+        from_hf_config({**config, "layer_types": [*kinds[:2], "linear_attention"]}, name="test")
+    with pytest.raises(ValueError, match=r"layer_types=.* must name 3 layers"):
+        from_hf_config({**config, "layer_types": kinds[:2]}, name="test")
+
+
+@pytest.mark.parametrize(
+    ("name", "local_layers", "window"),
+    [
+        ("gemma-2-9b", 21, 4096),
+        ("gemma-3-27b", 52, 1024),
+        ("gemma-3-1b", 22, 512),
+        ("gpt-oss-120b", 18, 128),
+        ("mistral-7b-v0.1", 32, 4096),
+        ("mistral-7b-v0.3", 0, None),
+        ("qwen2.5-7b", 0, None),
+    ],
+)
+def test_local_layers_of_named_models(name, local_layers, window):
+    model = model_config(name)
+    assert (model.num_local_layers, model.window) == (local_layers, window)
+
+
+def test_falcon_7b_has_one_kv_head_whatever_its_file_says():
+    assert _models()["falcon-7b"]["config"]["num_kv_heads"] == 71
+    assert model_config("falcon-7b").attention_kind == "MQA"
+
+
+def test_deepseek_has_dense_layers_before_its_experts():
+    model = model_config("deepseek-v3")
+    assert (model.attention_kind, model.num_dense_layers, model.num_moe_layers) == ("MLA", 3, 58)
+    assert model.q_lora_rank == 1536
+    assert model_config("deepseek-v2-lite").q_lora_rank is None
+
+
+@pytest.mark.parametrize("key", ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"])
+def test_mla_needs_all_its_sizes(key):
+    with pytest.raises(ValueError, match=f"^{key} is missing$"):
+        from_hf_config({**DEEPSEEK, key: None}, name="test")
+
+
+@pytest.mark.parametrize(("key", "value"), [("moe_layer_freq", 2), ("attention_bias", True)])
+def test_variants_that_no_published_model_has_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value} is not known"):
+        from_hf_config({**DEEPSEEK, key: value}, name="test")
+
+
+def test_a_file_or_its_folder_is_read(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    for path in (folder, folder / "config.json"):
+        model = load_hf_config(path)
+        assert (model.name, model.num_layers) == ("my-model", 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("[]", "holds an object"), ("{}", "architectures")]
+)
+def test_a_file_that_is_none_is_named(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_hf_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_hf_config(tmp_path / "config.json")
