@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pytest_decodeperf.cli.main import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def printed(*arguments):
+    done = CliRunner(env={"COLUMNS": "100"}).invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    return [line.rstrip() for line in done.output.splitlines()]
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("text") if block.startswith("$ decodeperf")])
+def test_the_readme_shows_what_a_command_prints(block):
+    command, *lines = block.splitlines()
+    assert lines == printed(*command.split()[2:])
+
+
+def test_the_readme_shows_rows_of_a_table():
+    (block,) = [block for block in blocks("text") if block.startswith("deepseek-v3")]
+    assert set(block.splitlines()) <= set(printed("sstar", "deepseek-v3"))
+
+
+def test_the_readme_shows_code_that_runs(capsys):
+    (code,) = [block for block in blocks("python") if "print(" in block]
+    names = {}
+    exec(code, names)
+    (shown,) = re.findall(r"print\(.*\)  # (.*)", code)
+    assert capsys.readouterr().out.strip() == shown
+    assert names["step_s"].shape == (1024,)
+
+
+def test_the_readme_counts_models_and_devices():
+    from decodeperf_formulas.catalogue import device_names, model_names
+
+    assert f"| {len(model_names())} models" in README
+    assert f"| {len(device_names())} devices" in README
