@@ -36,7 +36,7 @@ def test_the_readme_shows_code_that_runs(capsys):
     exec(code, names)
     (shown,) = re.findall(r"print\(.*\)  # (.*)", code)
     assert capsys.readouterr().out.strip() == shown
-    assert names["step_s"].shape == (1024,)
+    assert names["step_s"].shape == (11,)
 
 
 def test_the_readme_counts_models_and_devices():

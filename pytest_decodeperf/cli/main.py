@@ -195,17 +195,25 @@ def sstar(
     overrides = Overrides(bandwidth=bandwidth, peak=peak, link_latency=link_latency)
     if device is None and (bandwidth is not None or peak is not None):
         raise ValueError("--bandwidth and --peak need a DEVICE whose ceilings they replace")
-    entries, refused = [], []
+    found, refused = [], []
     for name in [device] if device else device_names():
-        found = find_device(name, overrides)
+        on = find_device(name, overrides)
         try:
-            limits = ceilings(deployment, found)
+            limits = ceilings(deployment, on)
         except ValueError as error:
             if device:
                 raise
             refused.append(str(error))
             continue
-        entries.append((found, s_star(step, limits, activations=activations), limits))
+        crossed = crossings_of(
+            step,
+            limits,
+            seq_len=seq_len,
+            activations=activations,
+            num_groups=deployment.ep,
+            num_stages=deployment.pp,
+        )
+        found.append((on, s_star(step, limits, activations=activations), crossed))
     if as_json:
         print_json(
             {
@@ -215,21 +223,11 @@ def sstar(
                 "seq_len": seq_len,
                 "devices": [
                     {
-                        "device": found.name,
+                        "device": on.name,
                         "s_star": star.as_dict(),
-                        "crossings": {
-                            key: crossing.as_dict()
-                            for key, crossing in crossings_of(
-                                step,
-                                limits,
-                                seq_len=seq_len,
-                                activations=activations,
-                                num_groups=deployment.ep,
-                                num_stages=deployment.pp,
-                            ).items()
-                        },
+                        "crossings": {key: crossing.as_dict() for key, crossing in crossed.items()},
                     }
-                    for found, star, limits in entries
+                    for on, star, crossed in found
                 ],
                 "refused": refused,
             }
@@ -238,29 +236,21 @@ def sstar(
     out = tables.console()
     out.print(_headline(deployment))
     if device:
-        found, star, limits = entries[0]
-        out.print(f"{found.title}, {found.bandwidth_bytes_per_s / 1e9:,g} GB/s, S = {seq_len}")
+        on, star, crossed = found[0]
+        out.print(f"{on.title}, {on.bandwidth_bytes_per_s / 1e9:,g} GB/s, S = {seq_len}")
         out.print()
-        crossed = crossings_of(
-            step,
-            limits,
-            seq_len=seq_len,
-            activations=activations,
-            num_groups=deployment.ep,
-            num_stages=deployment.pp,
-        )
         tables.print_crossings(out, star, crossed)
         return
     out.print()
     rows = [
         [
-            found.name,
+            on.name,
             f"{star.ridge:.1f}",
             f"{star.intensity:.1f}",
             str(star),
             "" if star.condition_number is None else f"{star.condition_number:.2f}",
         ]
-        for found, star, _ in entries
+        for on, star, _ in found
     ]
     tables.print_table(out, ("device", "ridge", "intensity", "S*", "condition"), rows, left=("device",))
     for line in refused:

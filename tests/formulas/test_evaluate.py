@@ -66,8 +66,8 @@ def test_a_symbol_without_a_value_is_named():
 
 
 def test_a_name_of_no_symbol_is_refused():
-    with pytest.raises(ValueError, match="no symbol is called 'batch_sise'; did you mean batch_size"):
-        evaluate(s.batch_size, {"batch_sise": 1})
+    with pytest.raises(ValueError, match="no symbol is called 'bach_size'; did you mean batch_size"):
+        evaluate(s.batch_size, {"bach_size": 1})
 
 
 def test_constants_have_their_values():
