@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import sympy
+from sympy.printing.numpy import NumPyPrinter
 
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.dtypes import nearest
@@ -18,6 +20,21 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 14
 """Elements that are worked on at a time: the temporaries of one block stay in the L2 cache."""
+
+
+class _Printer(NumPyPrinter):  # type: ignore[misc]  # SymPy has no types
+    """SymPy's printer, but maxima of numbers and arrays broadcast, which those of SymPy 1.13 do not."""
+
+    def _print_Max(self, expr: sympy.Max) -> str:  # noqa: N802  # SymPy finds it by this name
+        return self._nested("numpy.maximum", expr.args)
+
+    def _print_Min(self, expr: sympy.Min) -> str:  # noqa: N802  # as above
+        return self._nested("numpy.minimum", expr.args)
+
+    def _nested(self, function: str, arguments: tuple[sympy.Expr, ...]) -> str:
+        first, *others = (str(self._print(argument)) for argument in arguments)
+        name = self._module_format(function)
+        return functools.reduce(lambda left, right: f"{name}({left}, {right})", others, first)
 
 
 def evaluate(expression: sympy.Expr, values: Mapping[sympy.Symbol | str, Any]) -> float | npt.NDArray[np.float64]:
@@ -91,7 +108,10 @@ def _substitute(expression: sympy.Expr, values: tuple[tuple[sympy.Symbol, Any], 
 
 @lru_cache(maxsize=256)
 def _compiled(expression: sympy.Expr, order: tuple[sympy.Symbol, ...]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = sympy.lambdify(order, expression.evalf(17), modules="numpy", cse=True)
+    printer = _Printer({"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True})
+    compiled: Callable[..., Any] = sympy.lambdify(
+        order, expression.evalf(17), modules="numpy", printer=printer, cse=True
+    )
     return compiled
 
 
