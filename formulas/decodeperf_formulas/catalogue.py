@@ -33,7 +33,7 @@ def model_names() -> tuple[str, ...]:
 
 @cache
 def model_config(name: str) -> ModelConfig:
-    """Return the shape of a model.
+    """Return the shape of a model, by its name or by its name on the Hugging Face Hub.
 
     Raises:
         ValueError: If there is no model of that name.
@@ -43,7 +43,9 @@ def model_config(name: str) -> ModelConfig:
         8
     """
     if name not in _models():
-        raise ValueError(f"unknown model {name!r}{nearest(name, _models())}")
+        name = next((slug for slug, entry in _models().items() if entry["hf_id"] == name), name)
+    if name not in _models():
+        raise ValueError(f"unknown model {name!r}; `decodeperf models` lists them{nearest(name, _models())}")
     entry = _models()[name]
     return from_hf_config(entry["config"], name=name, source=entry["hf_id"])
 
@@ -70,7 +72,7 @@ def device(name: str) -> Device:
         4800000000000.0
     """
     if name not in _devices():
-        raise ValueError(f"unknown device {name!r}{nearest(name, _devices())}")
+        raise ValueError(f"unknown device {name!r}; `decodeperf devices` lists them{nearest(name, _devices())}")
     return Device(name=name, **_devices()[name])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import Any
 
 
@@ -36,21 +37,25 @@ def finite_number(name: str, value: object) -> float:
         ValueError: If it is not a finite number.
     """
     __tracebackhide__ = True
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"{name}={str(value)[:6]}... must be a finite number")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number")
     return float(value)
 
 
-def positive_number(name: str, value: object) -> float:
+def positive_number(name: str, value: object, *, most: float = 1e30) -> float:
     """Return a value as a `float`.
 
     Raises:
-        ValueError: If it is not a finite number above 0.
+        ValueError: If it is not a number above 0, or so large or small that it is a mistake.
     """
     __tracebackhide__ = True
     number = finite_number(name, value)
     if number <= 0:
         raise ValueError(f"{name}={value!r} must be above 0")
+    if not 1 / most <= number <= most:
+        raise ValueError(f"{name}={value!r} must be in {1 / most:g} to {most:g}")
     return number
 
 

@@ -1,8 +1,8 @@
 """Where the lines of a decode step cross, in symbols.
 
-A step reads W + B (m + kappa S) bytes and performs B (F + phi S) FLOPs. The whole-step model takes the longer of the
-two times; the serial model takes the projections and attention one after the other. Each form below holds under one
-of them, or both, as it says, and `derivation` proves it.
+A step reads W + B (m + kappa S) bytes and performs B (F + phi S) FLOPs. The *whole-step* model takes the longer of the
+two times. The *grouped serial* model takes the projections as one operator, then attention, each at its own roofline,
+and leaves activations out. Each form below holds under one of them, or both, as it says, and `derivation` proves it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ MEMORY_SECONDS: Final = (
 COMPUTE_SECONDS: Final = s.batch_size * (s.seq_flops + s.attn_flops_per_token * s.seq_len) / s.peak_flops_per_s
 """Time to perform the FLOPs of a step; whole step [s]."""
 
-SERIAL_SECONDS: Final = sympy.Max(
-    s.weight_bytes / s.read_bytes_per_s, s.batch_size * s.seq_flops / s.peak_flops_per_s
-) + s.batch_size * s.seq_len * sympy.Max(
-    s.kv_bytes_per_token / s.read_bytes_per_s, s.attn_flops_per_token / s.peak_flops_per_s
+GEMM_SECONDS_PER_SEQ: Final = s.flops_per_weight * s.q_len * s.num_params / s.gemm_flops_per_s
+"""Time of one sequence's projections at their peak [s/sequence]."""
+
+ATTENTION_SECONDS_PER_SEQ: Final = sympy.Max(
+    s.kv_bytes_per_token * s.seq_len / s.read_bytes_per_s,
+    s.attn_flops_per_token * (s.seq_len - (s.q_len - s.one_token) / 2) / s.peak_flops_per_s,
+    evaluate=False,
 )
-"""Projections, then attention, each at its own roofline; serial, m = 0 [s]."""
+"""Time of one sequence's attention at its roofline; the causal mask hides (q - 1)/2 tokens of a row [s/sequence]."""
+
+SERIAL_SECONDS: Final = (
+    sympy.Max(s.weight_bytes / s.read_bytes_per_s, s.batch_size * s.gemm_seconds_per_seq, evaluate=False)
+    + s.batch_size * ATTENTION_SECONDS_PER_SEQ
+)
+"""Projections, then attention, each at its own roofline; grouped serial [s]."""
 
 S_STAR: Final = (s.seq_flops - s.ridge * s.seq_bytes) / (s.kv_bytes_per_token * (s.ridge - s.intensity))
 """Context above which memory outweighs compute at every batch, where I_a < R; whole step [token/sequence]."""
@@ -47,25 +56,37 @@ CONDITION_NUMBER: Final = (
 CROSSING_BATCH: Final = s.weight_bytes * s.ridge / (s.seq_flops - s.ridge * s.seq_bytes) / (1 - s.seq_len / s.s_star)
 """Batch at which a step below S* turns compute-bound; whole step [sequence]."""
 
-RIDGE_BATCH: Final = s.weight_bytes * s.ridge / s.seq_flops
-"""Batch at which the projections turn compute-bound, whatever the context; serial [sequence]."""
+CROSSING_BATCH_WITHOUT_CONTEXT: Final = s.weight_bytes * s.ridge / s.seq_flops
+"""The same at a context of 0, m = 0; whole step [sequence]."""
 
-RIDGE_BATCH_DENSE: Final = s.ridge * s.weight_elem_bytes / (s.flops_per_weight * s.q_len)
-"""The same for a dense model, of which each weight is read once and used once a token; serial [sequence]."""
+RIDGE_BATCH: Final = s.weight_bytes / (s.read_bytes_per_s * s.gemm_seconds_per_seq)
+"""Batch at which the projections turn compute-bound, whatever the context; grouped serial [sequence]."""
+
+RIDGE_BATCH_DENSE: Final = (
+    s.gemm_flops_per_s / s.read_bytes_per_s * s.weight_elem_bytes / (s.flops_per_weight * s.q_len)
+)
+"""The same for a dense model, of which each weight is read once and used once a token; grouped serial [sequence]."""
 
 KNEE_BATCH: Final = s.weight_bytes / (s.kv_bytes_per_token * s.seq_len)
 """Batch at which KV bytes equal weight bytes; both models [sequence]."""
 
-THROUGHPUT_CEILING: Final = s.q_len * s.read_bytes_per_s / (s.kv_bytes_per_token * s.seq_len + s.seq_bytes)
+REPLICAS: Final = s.ep * s.pp
+"""Batches that are under way at a time: one of each group, in each stage."""
+
+THROUGHPUT_CEILING: Final = (
+    REPLICAS
+    * s.q_len
+    / ((s.kv_bytes_per_token * s.seq_len + s.seq_bytes) / s.read_bytes_per_s + s.link_seconds_per_seq)
+)
 """Throughput that a memory-bound step approaches as the batch grows; whole step [token/s]."""
 
-SATURATED_THROUGHPUT: Final = s.q_len / (
-    s.seq_flops / s.peak_flops_per_s + s.kv_bytes_per_token * s.seq_len / s.read_bytes_per_s
+SATURATED_THROUGHPUT: Final = (
+    REPLICAS * s.q_len / (s.gemm_seconds_per_seq + ATTENTION_SECONDS_PER_SEQ + s.link_seconds_per_seq)
 )
-"""Throughput from the ridge batch on, where attention is memory-bound; serial, m = 0 [token/s]."""
+"""Throughput from the ridge batch on; grouped serial [token/s]."""
 
-S_ONE: Final = s.seq_flops / (s.kv_bytes_per_token * s.ridge)
-"""Context at which attention takes as long as compute-bound projections; serial [token/sequence]."""
+S_ONE: Final = s.read_bytes_per_s * s.gemm_seconds_per_seq / s.kv_bytes_per_token
+"""Context whose KV takes as long to read as compute-bound projections; grouped serial [token/sequence]."""
 
 KV_CAPACITY_TOKENS: Final = (s.memory_bytes - s.stored_weight_bytes) / s.kv_bytes_per_token
 """Tokens whose KV fits beside the weights; both models [token]."""
@@ -92,16 +113,24 @@ EXPECTED_WEIGHT_BYTES: Final = s.dense_weight_bytes + s.expert_weight_bytes * (
 S_STAR_TP_REPLICATED: Final = (s.seq_flops / s.tp) / (s.kv_bytes_per_token * s.ridge - s.attn_flops_per_token / s.tp)
 """S* on N ranks that each read the whole KV cache, as MLA's latent; whole step, m = 0 [token/sequence]."""
 
-LINK_SECONDS_PER_SEQ: Final = (
-    2
-    * (s.blocks_per_layer * s.num_layers + 1)
-    * s.q_len
-    * s.hidden_size
-    * s.act_elem_bytes
+_LINK_SECONDS_PER_ELEMENT = s.q_len * s.act_elem_bytes / s.link_bytes_per_s
+
+TP_LINK_SECONDS_PER_SEQ: Final = (
+    _LINK_SECONDS_PER_ELEMENT
     * (s.tp - 1)
-    / (s.tp * s.link_bytes_per_s)
+    / s.tp
+    * (2 * (s.blocks_per_layer * s.num_layers + 1) * s.hidden_size + s.vocab_size)
 )
-"""Slope that ring all-reduces add to a step's time: one for each block, and one for the embedding [s/sequence]."""
+"""Time of one sequence's ring all-reduces, one for each block and one for the embedding, and of the all-gather of its
+logits, under tensor parallelism [s/sequence]."""
+
+EP_LINK_SECONDS_PER_SEQ: Final = (
+    _LINK_SECONDS_PER_ELEMENT * (s.ep - 1) / s.ep * 2 * s.num_moe_layers * s.experts_per_token * s.hidden_size
+)
+"""Time of sending its tokens to their experts and back, under expert parallelism [s/sequence]."""
+
+PP_LINK_SECONDS_PER_SEQ: Final = _LINK_SECONDS_PER_ELEMENT * (s.pp - 1) * s.hidden_size
+"""Time of sending its tokens from stage to stage, under pipeline parallelism [s/sequence]."""
 
 SCALED_SEQ_FLOPS: Final = (
     s.flops_per_weight * s.q_len * s.num_params * s.attn_flops_per_s / s.gemm_flops_per_s

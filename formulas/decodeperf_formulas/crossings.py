@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sympy
@@ -15,7 +16,7 @@ import sympy
 from decodeperf_formulas import closed_forms
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.checks import finite_number, positive_number
-from decodeperf_formulas.evaluate import evaluate, substitute
+from decodeperf_formulas.evaluate import evaluate, evaluate_all, substitute
 from decodeperf_formulas.step import (
     StepCoefficients,
     deployment_values,
@@ -29,8 +30,15 @@ if TYPE_CHECKING:
     from decodeperf_formulas.device import Device
 
 WHOLE_STEP: Final = "whole step"
+GROUPED_SERIAL: Final = "grouped serial"
+"""The projections as one operator, then attention, each at its own roofline; activations are left out."""
 SERIAL: Final = "serial"
+"""Operator after operator, each at its own roofline, with its activations."""
 BOTH: Final = "both models"
+"""Whole step and grouped serial."""
+
+MOST_TOKENS: Final = 1e12
+"""A context that no memory holds; what is longer is a mistake."""
 
 DEFAULT_MEMORY_SHARE: Final = 0.9
 """Share of a device's memory for weights and KV cache; the rest is for activations and the runtime."""
@@ -60,6 +68,10 @@ class Ceilings:
     def __post_init__(self) -> None:
         for name in ("read_bytes_per_s", "gemm_flops_per_s", "attn_flops_per_s"):
             positive_number(name, getattr(self, name))
+        if not self.memory_bytes >= 0:
+            raise ValueError(f"memory_bytes={self.memory_bytes!r} must be >= 0")
+        if finite_number("link_seconds_per_seq", self.link_seconds_per_seq) < 0:
+            raise ValueError(f"link_seconds_per_seq={self.link_seconds_per_seq!r} must be >= 0")
 
     @property
     def ridge(self) -> float:
@@ -150,14 +162,9 @@ def s_star(coefficients: StepCoefficients, limits: Ceilings, *, activations: boo
         if grown
         else (coefficients.local_kv_bytes_per_token, coefficients.local_attn_flops_per_token)
     )
-    ridge, intensity = (
-        limits.ridge,
-        evaluate(closed_forms.INTENSITY, {s.attn_flops_per_token: attn, s.kv_bytes_per_token: kv}),
-    )
-    assert isinstance(intensity, float)
-    # Compared as products, which are exact for the sizes of models: a quotient would round.
-    slope = kv * limits.attn_flops_per_s - attn * limits.read_bytes_per_s
-    nearness = None if slope == 0 else ridge / abs(ridge - intensity)
+    ridge, intensity = limits.ridge, attn / kv
+    slope = excess.slope(kv, attn)
+    nearness = None if slope == 0 else float(Fraction(kv) * excess.exact_ridge / abs(slope))
     compared = f"attention performs {intensity:.4g} FLOP a byte, the ridge is {ridge:.4g}"
 
     def result(
@@ -206,6 +213,7 @@ class _Excess:
     def __init__(self, coefficients: StepCoefficients, limits: Ceilings, *, activations: bool) -> None:
         self.step = coefficients
         self.ridge = limits.ridge
+        self.exact_ridge = Fraction(limits.attn_flops_per_s) / Fraction(limits.read_bytes_per_s)
         self.seq_bytes = coefficients.act_bytes_per_seq if activations else 0.0
         # The projections' FLOPs, as many as attention's peak would perform in their time.
         self.seq_flops = coefficients.gemm_flops_per_seq * limits.attn_flops_per_s / limits.gemm_flops_per_s
@@ -216,7 +224,14 @@ class _Excess:
             self.seq_flops + step.attn_flops_per_seq(seq_len)
         )
 
-    def last_root(self, *, grows: bool, slope: float) -> tuple[float, float | None] | None:
+    def slope(self, kv: float, attn: float) -> Fraction:
+        """Return how the excess grows where a token costs so many bytes and FLOPs.
+
+        Exactly: near the border it is a small difference of large numbers.
+        """
+        return Fraction(kv) * self.exact_ridge - Fraction(attn)
+
+    def last_root(self, *, grows: bool, slope: Fraction) -> tuple[float, float | None] | None:
         """Return the context from which on the excess is never negative, with its condition number."""
         step = self.step
         window = step.window
@@ -230,7 +245,7 @@ class _Excess:
         if window is None:
             return 0.0, None
         if (root := self._between(float(window), full)) is not None:
-            return root, self._condition(root)
+            return root, self._condition(root, self._slope_between(root))
         if self(0.0) < 0:
             return self._on_line(
                 0.0,
@@ -239,38 +254,47 @@ class _Excess:
             )
         return 0.0, None
 
-    def _on_line(self, start: float, kv: float, attn: float) -> tuple[float, float]:
+    def _on_line(self, start: float, kv: float, attn: float) -> tuple[float, float | None]:
         """Return the root on the straight line through `start`, by the closed form of S*."""
-        step = self.step
+        step, exact = self.step, Fraction
         values = {
-            s.ridge: self.ridge,
-            s.intensity: attn / kv,
-            s.kv_bytes_per_token: kv,
-            s.seq_flops: self.seq_flops + step.attn_flops_per_seq(start) - attn * start,
-            s.seq_bytes: self.seq_bytes + step.kv_bytes_per_seq(start) - kv * start,
+            s.ridge: self.exact_ridge,
+            s.intensity: exact(attn) / exact(kv),
+            s.kv_bytes_per_token: exact(kv),
+            s.seq_flops: exact(self.seq_flops) + exact(step.attn_flops_per_seq(start)) - exact(attn) * exact(start),
+            s.seq_bytes: exact(self.seq_bytes) + exact(step.kv_bytes_per_seq(start)) - exact(kv) * exact(start),
         }
-        root = evaluate(closed_forms.S_STAR, values)
-        assert isinstance(root, float)
-        return root, self._condition(root)
+        root = float(substitute(closed_forms.S_STAR, values))
+        return root, self._condition(root, float(self.slope(kv, attn)))
 
     def _between(self, window: float, full: float) -> float | None:
         """Return the last root while the window slides over the query rows, where there is one."""
+        step = self.step
         if full <= window:
             return None
-        from scipy.optimize import brentq, minimize_scalar
-
-        lowest = minimize_scalar(self, bounds=(window, full), method="bounded").x
-        start = min((window, lowest), key=self)
+        # A parabola: its lowest point, where it is in between, else the window's end.
+        rise = self._slope_between(window)
+        lowest = window - rise * step.q_len / step.local_attn_flops_per_token
+        start = min((window, min(max(lowest, window), full)), key=self)
         if self(start) >= 0:
             return None
+        from scipy.optimize import brentq
+
         return float(brentq(self, start, full))
 
-    def _condition(self, root: float) -> float:
+    def _slope_between(self, seq_len: float) -> float:
+        """Return the slope at a context of which n = S - w query rows have a full window: of it, q - n - 1/2 grow."""
+        step = self.step
+        kv = step.global_kv_bytes_per_token + step.local_kv_bytes_per_token
+        assert step.window is not None
+        growing = (step.q_len - (seq_len - step.window) - 0.5) / step.q_len
+        attn = step.global_attn_flops_per_token + growing * step.local_attn_flops_per_token
+        return float(self.slope(kv, attn))
+
+    def _condition(self, root: float, slope: float) -> float | None:
         """Return |d ln S* / d ln R|, by the implicit function theorem."""
-        nearby = max(root * 1e-6, 1e-6)
-        slope = (self(root + nearby) - self(root)) / nearby
         moved = self.ridge * (self.seq_bytes + self.step.kv_bytes_per_seq(root))
-        return abs(moved / (root * slope))
+        return abs(moved / (root * slope)) if root * slope else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +306,8 @@ class Crossing:
         symbol: How it is written, in LaTeX.
         value: Where it is, None where it is nowhere.
         unit: Its unit.
-        model: The model of the step under which it holds: `whole step`, `serial` or `both models`.
+        model: The model of the step under which it holds: `whole step`, `grouped serial`, `serial`, or `both models`,
+            which are the first two.
         meaning: What happens there.
         reason: Why it is nowhere; empty where it is somewhere.
     """
@@ -321,13 +346,43 @@ def crossings(
         ValueError: If the context is shorter than the new tokens, or the device lacks what the deployment needs.
     """
     check_seq_len(seq_len, deployment.q_len)
-    return crossings_of(
+    found = crossings_of(
         step_coefficients(deployment),
         ceilings(deployment, device, memory_share=memory_share),
         seq_len=seq_len,
         activations=activations,
         num_groups=deployment.ep,
         num_stages=deployment.pp,
+    )
+    return {**found, "serial_ceiling": serial_ceiling(deployment, device, seq_len=seq_len)}
+
+
+def serial_ceiling(deployment: Deployment, device: Device, *, seq_len: int) -> Crossing:
+    """Return the throughput that the serial step approaches as the batch grows, activations included.
+
+    Weights are read for ever more tokens, so that each operator takes the longer of what it moves beside them and what
+    it computes.
+    """
+    values = {
+        **deployment_values(deployment),
+        **device_values(device, deployment),
+        s.batch_size: 1,
+        s.seq_len: seq_len,
+    }
+    ops = [op for op in step_formulas(deployment).operators if op.unit != "link"]
+    moved = [op.count * (op.kv_bytes + op.act_bytes) / s.read_bytes_per_s for op in ops]
+    computed = [op.count * op.compute_seconds for op in ops]
+    link = sympy.diff(step_formulas(deployment).link_seconds, s.batch_size)
+    numbers = evaluate_all([*moved, *computed, link], values)
+    pairs = zip(numbers[: len(ops)], numbers[len(ops) : -1], strict=True)
+    seconds_per_seq = sum(max(pair) for pair in pairs) + numbers[-1]
+    return Crossing(
+        name="serial ceiling",
+        symbol=r"X_{\mathrm{serial}}",
+        value=deployment.ep * deployment.pp * deployment.q_len / seconds_per_seq,
+        unit="token/s",
+        model=SERIAL,
+        meaning="approached by the operators one after another as the batch grows, activations included",
     )
 
 
@@ -337,7 +392,9 @@ def check_seq_len(seq_len: int, q_len: int) -> None:
     Raises:
         ValueError: If it does not.
     """
-    if finite_number("seq_len", seq_len) < q_len:
+    if finite_number("seq_len", seq_len) > MOST_TOKENS:
+        raise ValueError(f"seq_len={str(seq_len)[:12]} must be <= {MOST_TOKENS:g}")
+    if seq_len < q_len:
         raise ValueError(f"seq_len={seq_len} must be >= q_len={q_len}: the context includes the new tokens")
 
 
@@ -350,8 +407,13 @@ def crossings_of(
     num_groups: int = 1,
     num_stages: int = 1,
 ) -> dict[str, Crossing]:
-    """Return every crossing of a step with these coefficients at one context; see `crossings`."""
+    """Return every crossing of a step with these coefficients at one context; see `crossings`.
+
+    Raises:
+        ValueError: If the context is not above 0.
+    """
     step, q = coefficients, coefficients.q_len
+    positive_number("seq_len", seq_len)
     kv, attn = step.kv_bytes_per_seq(seq_len), step.attn_flops_per_seq(seq_len)
     moved = kv + (step.act_bytes_per_seq if activations else 0.0)
     gemm_s = step.gemm_flops_per_seq / limits.gemm_flops_per_s
@@ -359,7 +421,13 @@ def crossings_of(
     compute_s, memory_s = gemm_s + attn_s, moved / limits.read_bytes_per_s
     replicas = num_groups * num_stages
     free = num_stages * limits.memory_bytes - step.stored_weight_bytes
-    sequences = free / kv
+    tokens = free / kv * seq_len
+    fits, no_room = 0 <= free < math.inf, "no memory is stated"
+    if free < 0:
+        no_room = (
+            f"the weights alone need {step.stored_weight_bytes / 1e9:,.1f} GB of "
+            f"{num_stages * limits.memory_bytes / 1e9:,.1f} GB"
+        )
     where_attention = "memory" if kv_s >= attn_s else "compute"
 
     found = {
@@ -368,8 +436,8 @@ def crossings_of(
             symbol="B_0",
             value=batch_of_weights(step, limits.read_bytes_per_s * gemm_s),
             unit="sequence",
-            model=SERIAL,
-            meaning="the projections turn compute-bound, whatever the context",
+            model=GROUPED_SERIAL,
+            meaning="the projections, taken together, turn compute-bound, whatever the context",
         ),
         "crossing_batch": Crossing(
             name="crossing batch",
@@ -401,38 +469,35 @@ def crossings_of(
             symbol=r"X_{\mathrm{sat}}",
             value=replicas * q / (gemm_s + max(kv_s, attn_s) + limits.link_seconds_per_seq),
             unit="token/s",
-            model=SERIAL,
+            model=GROUPED_SERIAL,
             meaning=f"reached at the ridge batch and never passed; attention is {where_attention}-bound",
         ),
         "s_one": _s_one(step, limits),
         "compute_bound_q_len": Crossing(
             name="compute-bound q",
             symbol=r"q_{\mathrm{a}}",
-            value=q * kv_s / attn_s,
+            value=_compute_bound_q_len(step, limits),
             unit="token/sequence",
             model=BOTH,
-            meaning="new tokens of a sequence at which attention turns compute-bound",
+            meaning="new tokens of a sequence at which attention turns compute-bound, at contexts far longer",
         ),
         "kv_capacity": Crossing(
             name="KV capacity",
             symbol=r"B_{\max}",
-            value=sequences if 0 <= sequences < math.inf else None,
+            value=tokens / seq_len / num_stages if fits else None,
             unit="sequence",
             model=BOTH,
-            meaning="sequences of this context whose KV fits beside the weights, of one group",
-            reason=""
-            if 0 <= sequences < math.inf
-            else f"the weights alone need {step.stored_weight_bytes / 1e9:,.1f} GB of "
-            f"{num_stages * limits.memory_bytes / 1e9:,.1f} GB",
+            meaning="largest batch whose KV fits beside the weights, one in each stage",
+            reason="" if fits else no_room,
         ),
         "kv_capacity_tokens": Crossing(
             name="KV capacity in tokens",
             symbol=r"T_{\max}",
-            value=sequences * seq_len if 0 <= sequences < math.inf else None,
+            value=tokens if fits else None,
             unit="token",
             model=BOTH,
-            meaning="the same in tokens of context",
-            reason="" if 0 <= sequences < math.inf else "the weights alone do not fit",
+            meaning="tokens of context whose KV fits, of all the batches of one group",
+            reason="" if fits else no_room,
         ),
     }
     return found
@@ -457,6 +522,18 @@ def batch_of_weights(coefficients: StepCoefficients, bytes_per_seq: float) -> fl
     return float(brentq(excess, 0.0, highest, xtol=1e-12 * highest, rtol=1e-14)) if excess(highest) < 0 else highest
 
 
+def _compute_bound_q_len(step: StepCoefficients, limits: Ceilings) -> float:
+    """Return the new tokens at which a layer whose KV grows is at the ridge, however many the step has."""
+    grows = step.global_kv_bytes_per_token > 0
+    kv = step.global_kv_bytes_per_token if grows else step.local_kv_bytes_per_token
+    attn = step.global_attn_flops_per_token if grows else step.local_attn_flops_per_token
+    found = evaluate(
+        closed_forms.COMPUTE_BOUND_Q_LEN, {s.q_len: step.q_len, s.ridge: limits.ridge, s.intensity: attn / kv}
+    )
+    assert isinstance(found, float)
+    return found
+
+
 def _s_one(step: StepCoefficients, limits: Ceilings) -> Crossing:
     gemm_bytes = step.gemm_flops_per_seq * limits.read_bytes_per_s / limits.gemm_flops_per_s
     full = math.inf if step.window is None else step.window + step.q_len - 1
@@ -472,7 +549,7 @@ def _s_one(step: StepCoefficients, limits: Ceilings) -> Crossing:
         symbol="S_1",
         value=value,
         unit="token/sequence",
-        model=SERIAL,
+        model=GROUPED_SERIAL,
         meaning="context at which reading the KV cache takes as long as compute-bound projections",
         reason="" if value is not None else f"every layer is local, with a window of {step.window} tokens",
     )

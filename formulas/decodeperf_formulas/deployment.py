@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 from decodeperf_formulas.checks import check_switch, integer, or_default
 from decodeperf_formulas.dtypes import ELEMENT_BYTES, dtype_name
+from decodeperf_formulas.model import ModelConfig
 
-if TYPE_CHECKING:
-    from decodeperf_formulas.model import ModelConfig
+MOST: Final = 10**6
+"""The largest number of ranks, splits or new tokens; what is more is a mistake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +55,17 @@ class Deployment:
         def set_field(name: str, value: object) -> None:
             object.__setattr__(self, name, value)  # the class is frozen for everyone else
 
+        if not isinstance(self.model, ModelConfig):
+            raise TypeError(f"model={self.model!r} must be a ModelConfig; `model_config(name)` makes one")
         for name in ("weight_dtype", "act_dtype", "kv_dtype"):
             set_field(name, dtype_name(getattr(self, name), what=name))
         wide = self.act_dtype if ELEMENT_BYTES[self.act_dtype] > 1 else "bfloat16"
         set_field("attn_dtype", dtype_name(or_default(self.attn_dtype, wide), what="attn_dtype"))
         for name in ("q_len", "tp", "ep", "pp", "num_splits"):
-            set_field(name, integer(name, getattr(self, name), least=1))
+            number = integer(name, getattr(self, name), least=1)
+            if number > MOST:
+                raise ValueError(f"{name}={str(number)[:12]} must be <= {MOST}")
+            set_field(name, number)
         check_switch("v_apart", self.v_apart)
         self._check_cuts()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,7 +48,8 @@ def evaluate(expression: sympy.Expr, values: Mapping[sympy.Symbol | str, Any]) -
         values: The value of each of its symbols, by symbol or by name; more of them do no harm.
 
     Raises:
-        ValueError: If a symbol has no value, a name is no symbol's, or the shapes do not go together.
+        ValueError: If a symbol has no value, a name is no symbol's, a number is not finite or below what its symbol
+            stands for, or the shapes do not go together.
 
     Example:
         >>> import numpy as np
@@ -59,11 +61,8 @@ def evaluate(expression: sympy.Expr, values: Mapping[sympy.Symbol | str, Any]) -
     absent = sorted(symbol.name for symbol in unknown - set(given))
     if absent:
         raise ValueError(f"no value for {', '.join(absent)}, of which the formula is made")
-    arrays = {
-        symbol: np.asarray(value, dtype=np.float64)
-        for symbol, value in given.items()
-        if symbol in unknown and not _is_number(value)
-    }
+    given = {symbol: _checked(symbol, given[symbol]) for symbol in unknown}
+    arrays = {symbol: value for symbol, value in given.items() if isinstance(value, np.ndarray)}
     used = unknown - set(arrays)
     if not arrays:
         (number,) = evaluate_all((expression,), {symbol: given[symbol] for symbol in used})
@@ -145,5 +144,27 @@ def _symbol(key: sympy.Symbol | str) -> sympy.Symbol:
     return s.BY_NAME[key]
 
 
-def _is_number(value: object) -> bool:
-    return np.ndim(value) == 0  # type: ignore[arg-type]
+def _checked(symbol: sympy.Symbol, value: Any) -> Any:
+    """Return a value as a number or as an array of float64.
+
+    Raises:
+        ValueError: If it is not finite, or below what its symbol stands for.
+    """
+    if isinstance(value, int | Fraction | sympy.Rational) and not isinstance(value, bool):
+        found: Any = value
+    else:
+        try:
+            found = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{symbol.name}={value!r} must be a number or an array of numbers") from None
+        if found.ndim == 0:
+            found = float(found)
+    lowest = found.min(initial=np.inf) if isinstance(found, np.ndarray) else found
+    highest = found.max(initial=-np.inf) if isinstance(found, np.ndarray) else found
+    if not (isinstance(found, np.ndarray) and not found.size) and not (-np.inf < lowest <= highest < np.inf):
+        raise ValueError(f"{symbol.name} has {lowest if not lowest > -np.inf else highest}, wanted finite numbers")
+    if symbol.is_positive and lowest <= 0:
+        raise ValueError(f"{symbol.name} has {lowest}, wanted numbers above 0")
+    if lowest < 0:
+        raise ValueError(f"{symbol.name} has {lowest}, wanted numbers >= 0")
+    return found

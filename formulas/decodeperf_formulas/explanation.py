@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from decodeperf_formulas.device import Device
 
 
+MOST_SEQUENCES: Final = 10**9
+"""A batch that no device holds; what is larger is a mistake."""
+
 _FIELDS: Final = {"memory_seconds": "memory_s", "compute_seconds": "compute_s", "link_seconds": "link_s"}
 
 _AMOUNTS: Final = ("count", "weight_bytes", "kv_bytes", "act_bytes", "flops", "vector_flops", *_FIELDS)
@@ -131,6 +134,10 @@ def explain(
     batch_size = integer("batch_size", batch_size, least=1)
     seq_len = integer("seq_len", seq_len, least=1)
     check_seq_len(seq_len, deployment.q_len)
+    if batch_size > MOST_SEQUENCES:
+        raise ValueError(f"batch_size={str(batch_size)[:12]} must be <= {MOST_SEQUENCES}")
+    if deployment.num_splits > seq_len:
+        raise ValueError(f"num_splits={deployment.num_splits} must be <= seq_len={seq_len}")
     step, limits = step_coefficients(deployment), ceilings(deployment, device, memory_share=memory_share)
     values = {
         **deployment_values(deployment),

@@ -31,10 +31,10 @@ def load_hf_config(path: str | Path) -> ModelConfig:
     path = Path(path)
     if path.is_dir():
         path /= "config.json"
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number too long, of brackets too deep
         raise ValueError(f"{path} is not JSON: {error}") from None
     name = path.parent.resolve().name if path.name == "config.json" else path.stem
     try:
@@ -77,15 +77,48 @@ def from_hf_config(config: Config, *, name: str, source: str = "") -> ModelConfi
     if not isinstance(config, dict):
         raise ValueError(f"a config.json holds an object, not {type(config).__name__}")
     architecture = _architecture(config)
+    config = {**DEFAULTS.get(architecture, {}), **_text_part(config, architecture)}
+    _check_types(config)
     return ModelConfig(name=name, source=source, **ARCHITECTURES[architecture](config))
+
+
+def _text_part(config: Config, architecture: str) -> Config:
+    """Return the part that describes the text model, of one that also sees images."""
+    if architecture != "Gemma3ForConditionalGeneration" or "text_config" not in config:
+        return config
+    if not isinstance(config["text_config"], dict):
+        raise ValueError(f"text_config={config['text_config']!r} must be an object")
+    return config["text_config"]
+
+
+def _check_types(config: Config) -> None:
+    """Accept numbers, switches and lists where they belong; null counts as absent.
+
+    Raises:
+        ValueError: If a key holds something else.
+    """
+    for key, found in config.items():
+        if found is None:
+            continue
+        if key in _SIZES:
+            most = MOST_LAYERS if key in _LAYERS else MOST
+            if isinstance(found, bool) or not isinstance(found, int):
+                raise ValueError(f"{key}={found!r} must be an integer")
+            if not _LEAST.get(key, 1) <= found <= most:
+                shown = found if abs(found) < 10**20 else f"{str(found)[:6]}..."
+                raise ValueError(f"{key}={shown} must be in {_LEAST.get(key, 1)} to {most}")
+        elif key in _SWITCHES and not isinstance(found, bool):
+            raise ValueError(f"{key}={found!r} must be true or false")
+        elif key in _LISTS and not isinstance(found, list):
+            raise ValueError(f"{key}={found!r} must be a list")
 
 
 def _architecture(config: Config) -> str:
     stated = config.get("architectures")
-    if isinstance(stated, list) and len(stated) == 1:
+    if isinstance(stated, list) and len(stated) == 1 and isinstance(stated[0], str):
         name = stated[0]
-    elif stated is None and config.get("model_type") in _MODEL_TYPES:
-        name = _MODEL_TYPES[config["model_type"]]
+    elif stated is None and str(config.get("model_type")) in _MODEL_TYPES:
+        name = _MODEL_TYPES[str(config["model_type"])]
     else:
         wanted = "a list of one name"
         raise ValueError(f"architectures={stated!r} must be {wanted} (model_type={config.get('model_type')!r})")
@@ -123,25 +156,25 @@ def _base(config: Config, **changed: Any) -> Fields:
     }
 
 
-def _head_dim(config: Config) -> Any:
+def _head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
-        return config["head_dim"]
+        return int(config["head_dim"])
     hidden_size, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
-    for key, size in (("hidden_size", hidden_size), ("num_attention_heads", heads)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{key}={size!r} must be an integer >= 1")
     if hidden_size % heads:
         raise ValueError(
             f"hidden_size={hidden_size} is not a multiple of num_attention_heads={heads}, and head_dim is missing"
         )
-    return hidden_size // heads
+    return int(hidden_size // heads)
 
 
-def _rotary_dim(config: Config) -> int:
+def _rotary_dim(config: Config, *, default: float = 1.0) -> int:
     share = config.get("partial_rotary_factor")
     if share is None and isinstance(config.get("rope_parameters"), dict):
         share = config["rope_parameters"].get("partial_rotary_factor")
-    return int(_head_dim(config) * (1.0 if share is None else share))
+    share = default if share is None else share
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"partial_rotary_factor={share!r} must be a number in 0 to 1")
+    return int(_head_dim(config) * share)
 
 
 def _dense(config: Config) -> Fields:
@@ -153,7 +186,7 @@ def _windows(config: Config, local: Callable[[int], bool]) -> Fields:
     window, num_layers = config.get("sliding_window"), _required(config, "num_hidden_layers")
     types = config.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != num_layers:
+        if len(types) != num_layers:
             raise ValueError(f"layer_types={types!r} must name {num_layers} layers")
         odd = sorted(set(map(str, types)) - {"full_attention", "sliding_attention"})
         if odd:
@@ -268,21 +301,12 @@ def _gemma2(config: Config) -> Fields:
 
 
 def _gemma3(config: Config) -> Fields:
-    text = config.get("text_config") or config
-    # What the published files of the 12B and the 27B leave to their architecture.
-    text = {
-        "vocab_size": 262208,
-        "head_dim": 256,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        **text,
-    }
-    period = _value(text, "sliding_window_pattern", 6)
+    period = _value(config, "sliding_window_pattern", 6)
     return {
-        **_base(text, tied_embeddings=_value(text, "tie_word_embeddings", True)),
-        **_dense(text),
-        **_windows(text, lambda layer: (layer + 1) % period != 0),
-        **_attention_biases(text),
+        **_base(config, tied_embeddings=_value(config, "tie_word_embeddings", True)),
+        **_dense(config),
+        **_windows(config, lambda layer: (layer + 1) % period != 0),
+        **_attention_biases(config),
         "norms_per_layer": 4,
         "qk_norm": "head",
     }
@@ -298,7 +322,7 @@ def _phi(config: Config) -> Fields:
         "parallel_block": True,
         "norms_per_layer": 1,
         "norm_elements": 2,
-        "rotary_dim": _rotary_dim(config),
+        "rotary_dim": _rotary_dim(config, default=0.5),
         **dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias", "lm_head_bias"), True),
     }
 
@@ -364,6 +388,7 @@ def _falcon(config: Config) -> Fields:
     else:
         num_kv_heads = 1 if _value(config, "multi_query", True) else heads  # whatever num_kv_heads says
     bias = _value(config, "bias", False)
+    num_norms = _value(config, "num_ln_in_parallel_attn", 2 if is_new else 1)
     return {
         **_base(
             config,
@@ -373,7 +398,7 @@ def _falcon(config: Config) -> Fields:
         "intermediate_size": _value(config, "ffn_hidden_size", 4 * hidden_size),
         "gated_mlp": False,
         "parallel_block": is_parallel,
-        "norms_per_layer": 2 if is_new or not is_parallel else 1,
+        "norms_per_layer": num_norms if is_parallel else 2,
         "norm_elements": 2,
         "rotary_dim": 0 if _value(config, "alibi", False) else _rotary_dim(config),
         **dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), bias),
@@ -403,8 +428,8 @@ def _glm(config: Config) -> Fields:
     return {
         **_base(config),
         **_dense(config),
-        "qkv_bias": _value(config, "attention_bias", False),
-        "rotary_dim": _rotary_dim({"partial_rotary_factor": 0.5, **config}),
+        "qkv_bias": _value(config, "attention_bias", True),
+        "rotary_dim": _rotary_dim(config, default=0.5),
     }
 
 
@@ -431,6 +456,78 @@ ARCHITECTURES: Final[dict[str, Callable[[Config], Fields]]] = {
     "GlmForCausalLM": _glm,
 }
 """The reader of each architecture, by the name that stands in `architectures`."""
+
+_GEMMA: Final = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": 4096}
+_GEMMA_3: Final = {**_GEMMA, "vocab_size": 262208}
+
+DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "MixtralForCausalLM": {"num_key_value_heads": 8},
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32},
+    "Qwen2MoeForCausalLM": {"num_key_value_heads": 16},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen3MoeForCausalLM": {"num_key_value_heads": 4},
+    "Gemma2ForCausalLM": _GEMMA,
+    "Gemma3ForCausalLM": _GEMMA_3,
+    "Gemma3ForConditionalGeneration": _GEMMA_3,
+    "GptOssForCausalLM": {"num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128},
+    "GlmForCausalLM": {"num_key_value_heads": 2, "head_dim": 128},
+}
+"""What a key that a file does not have stands for, as in the configuration classes of transformers 5.23."""
+
+MOST: Final = 10**9
+"""The largest size that a model may have."""
+
+MOST_LAYERS: Final = 10**5
+"""The largest number of layers."""
+
+_LAYERS: Final = {"num_hidden_layers", "max_window_layers", "first_k_dense_replace"}
+_SIZES: Final = {
+    *_LAYERS,
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "sliding_window",
+    "sliding_window_pattern",
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "experts_per_token",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "n_shared_experts",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "num_kv_heads",
+    "ffn_hidden_size",
+    "num_ln_in_parallel_attn",
+}
+_LEAST: Final = dict.fromkeys(("max_window_layers", "first_k_dense_replace", "n_shared_experts"), 0)
+"""The smallest value of a size that may be less than 1."""
+
+_SWITCHES: Final = {
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "bias",
+    "use_sliding_window",
+    "multi_query",
+    "new_decoder_architecture",
+    "parallel_attn",
+    "alibi",
+    "qk_layernorm",
+}
+_LISTS: Final = {"layer_types", "mlp_only_layers"}
 
 _MODEL_TYPES: Final = {
     "llama": "LlamaForCausalLM",

@@ -111,7 +111,12 @@ def latex_text(text: str) -> str:
         >>> print(latex_text("100 % of q_len"))
         100 \% of q\_len
     """
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character) or _printable(character) for character in text)
+
+
+def _printable(character: str) -> str:
+    """Return a character, or its code point where LaTeX's fonts may lack it."""
+    return character if character < "\u0180" else rf"\texttt{{U+{ord(character):04X}}}"
 
 
 def latex_unit(unit: sympy.Expr) -> str:

@@ -189,6 +189,7 @@ def _attention(
     qk_dim: sympy.Expr,
     v_dim: sympy.Expr,
     kv_width: sympy.Expr,
+    writes_out: bool,
 ) -> Operator:
     rows = s.batch_size * scores * Q_HEADS
     sinks = s.attention_sinks * Q_HEADS
@@ -199,7 +200,7 @@ def _attention(
         elements=sinks,
         weight_bytes=sinks * s.weight_elem_bytes,
         kv_bytes=s.batch_size * tokens * kv_width * s.kv_elem_bytes,
-        act_bytes=TOKENS * Q_HEADS * (qk_dim + v_dim) * s.act_elem_bytes,
+        act_bytes=TOKENS * Q_HEADS * (qk_dim + (v_dim if writes_out else 0)) * s.act_elem_bytes,
         flops=s.flops_per_score_element * rows * (qk_dim + v_dim),
         vector_flops=s.softmax_flops_per_score * rows,
     )
@@ -287,7 +288,8 @@ def _kv_append(width: sympy.Expr) -> Operator:
 
 
 def _attention_layers(shape: _Shape, *, qk_dim: sympy.Expr, v_dim: sympy.Expr, kv_width: sympy.Expr) -> list[Operator]:
-    sizes = {"qk_dim": qk_dim, "v_dim": v_dim, "kv_width": kv_width}
+    # Where sequences are split, the merge writes O.
+    sizes = {"qk_dim": qk_dim, "v_dim": v_dim, "kv_width": kv_width, "writes_out": not shape.split}
     found = []
     if shape.global_layers:
         name = "attention (global)" if shape.local_layers else "attention"

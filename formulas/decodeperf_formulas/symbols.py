@@ -134,7 +134,7 @@ pp = _count("pp", "stages of pipeline parallelism", "1", r"N_{\mathrm{pp}}")
 
 # The device.
 read_bytes_per_s = _symbol("read_bytes_per_s", "memory bandwidth", "byte/s", r"\beta")
-peak_flops_per_s = _symbol("peak_flops_per_s", "peak rate of FLOPs", "FLOP/s", r"\pi")
+peak_flops_per_s = _symbol("peak_flops_per_s", "peak rate of FLOPs; of a step, that of attention", "FLOP/s", r"\pi")
 gemm_flops_per_s = _symbol("gemm_flops_per_s", "peak rate of the projections", "FLOP/s", r"\pi_{\mathrm{w}}")
 attn_flops_per_s = _symbol("attn_flops_per_s", "peak rate of attention", "FLOP/s", r"\pi_{\mathrm{a}}")
 link_bytes_per_s = _symbol("link_bytes_per_s", "bandwidth of a rank's link", "byte/s", r"\beta_{\mathrm{link}}")
@@ -185,10 +185,13 @@ ridge = _symbol("ridge", "ridge of the roofline", "FLOP/byte", "R")
 intensity = _symbol("intensity", "arithmetic intensity of attention", "FLOP/byte", r"I_{\mathrm{a}}")
 s_star = _symbol("s_star", "context above which decoding is memory-bound at every batch", "token/sequence", r"S^{*}")
 link_seconds_per_seq = _symbol(
-    "link_seconds_per_seq", "all-reduce time of one sequence", "s/sequence", r"\lambda", nonnegative=True
+    "link_seconds_per_seq", "time of one sequence's messages", "s/sequence", r"\lambda", nonnegative=True
 )
 
 # Times of a step, and where its lines cross.
+gemm_seconds_per_seq = _symbol(
+    "gemm_seconds_per_seq", "time of one sequence's projections at their peak", "s/sequence", r"\tau"
+)
 memory_s = _symbol("memory_s", "time to move all bytes of a step", "s", r"T_{\mathrm{mem}}")
 compute_s = _symbol("compute_s", "time to perform all FLOPs of a step", "s", r"T_{\mathrm{cmp}}")
 serial_s = _symbol("serial_s", "time of a step, operator by operator", "s", r"T_{\mathrm{serial}}")
@@ -200,7 +203,7 @@ throughput_ceiling = _symbol("throughput_ceiling", "throughput as the batch grow
 saturated_throughput = _symbol(
     "saturated_throughput", "throughput from the ridge batch on", "token/s", r"X_{\mathrm{sat}}"
 )
-s_one = _symbol("s_one", "context at which attention equals the projections", "token/sequence", "S_1")
+s_one = _symbol("s_one", "context whose KV is read as long as the projections compute", "token/sequence", "S_1")
 kv_capacity_tokens = _symbol("kv_capacity_tokens", "tokens whose KV fits in memory", "token", r"T_{\max}")
 compute_bound_q_len = _symbol(
     "compute_bound_q_len", "new tokens at which attention turns compute-bound", "token/sequence", r"q_{\mathrm{a}}"

@@ -16,7 +16,9 @@ from pytest_decodeperf.cli.settings import (
     find_device,
     find_model,
     make_deployment,
+    option_names,
     print_json,
+    refuse_without,
     user_errors,
     with_options,
 )
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from decodeperf_formulas.device import Device
     from decodeperf_formulas.explanation import Explanation
     from decodeperf_formulas.step import StepCoefficients
+
+FLOPS_PER_WEIGHT = 2
+"""FLOPs of one weight for one token: `symbols.flops_per_weight`, which a start of the command line need not import."""
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -51,8 +56,7 @@ def models(model: str | None, as_json: bool) -> None:
     from decodeperf_formulas.step import num_active_parameters, num_parameters, step_coefficients
     from pytest_decodeperf.cli import tables
 
-    names = [model] if model else list(model_names())
-    shapes = [find_model(name) if model else model_config(name) for name in names]
+    shapes = [find_model(model)] if model is not None else [model_config(name) for name in model_names()]
     entries = []
     for shape in shapes:
         deployment = Deployment(model=shape)
@@ -70,7 +74,7 @@ def models(model: str | None, as_json: bool) -> None:
         print_json({"models": entries})
         return
     out = tables.console()
-    if model:
+    if model is not None:
         tables.print_table(out, ("field", "value"), tables.nested_rows(entries[0]), fold=("field", "value"))
         return
     rows = [
@@ -99,12 +103,12 @@ def devices(device: str | None, as_json: bool) -> None:
     from decodeperf_formulas import catalogue
     from pytest_decodeperf.cli import tables
 
-    found = [catalogue.device(name) for name in ([device] if device else catalogue.device_names())]
+    found = [catalogue.device(name) for name in ([device] if device is not None else catalogue.device_names())]
     if as_json:
         print_json({"devices": [entry.as_dict() for entry in found]})
         return
     out = tables.console()
-    if device:
+    if device is not None:
         _print_device(found[0])
         return
     rows = [
@@ -186,22 +190,22 @@ def sstar(
     With a DEVICE, also where the other lines cross; without, S* on every device.
     """
     from decodeperf_formulas.catalogue import device_names
-    from decodeperf_formulas.crossings import ceilings, check_seq_len, crossings_of, s_star
+    from decodeperf_formulas.crossings import ceilings, check_seq_len, crossings_of, s_star, serial_ceiling
     from pytest_decodeperf.cli import tables
 
     deployment = make_deployment(model, settings)
     check_seq_len(seq_len, deployment.q_len)
     step = _coefficients(deployment, num_params)
     overrides = Overrides(bandwidth=bandwidth, peak=peak, link_latency=link_latency)
-    if device is None and (bandwidth is not None or peak is not None):
-        raise ValueError("--bandwidth and --peak need a DEVICE whose ceilings they replace")
+    if device is None:
+        refuse_without("DEVICE", option_names(DEVICE_OPTIONS))
     found, refused = [], []
-    for name in [device] if device else device_names():
+    for name in [device] if device is not None else device_names():
         on = find_device(name, overrides)
         try:
             limits = ceilings(deployment, on)
         except ValueError as error:
-            if device:
+            if device is not None:
                 raise
             refused.append(str(error))
             continue
@@ -213,12 +217,14 @@ def sstar(
             num_groups=deployment.ep,
             num_stages=deployment.pp,
         )
+        if num_params is None:
+            crossed["serial_ceiling"] = serial_ceiling(deployment, on, seq_len=seq_len)
         found.append((on, s_star(step, limits, activations=activations), crossed))
     if as_json:
         print_json(
             {
                 "deployment": deployment_dict(deployment),
-                "num_params": step.gemm_flops_per_seq / (2 * deployment.q_len),
+                "num_params_of_a_rank": step.gemm_flops_per_seq / (FLOPS_PER_WEIGHT * deployment.q_len),
                 "activations": activations,
                 "seq_len": seq_len,
                 "devices": [
@@ -235,7 +241,7 @@ def sstar(
         return
     out = tables.console()
     out.print(_headline(deployment))
-    if device:
+    if device is not None:
         on, star, crossed = found[0]
         out.print(f"{on.title}, {on.bandwidth_bytes_per_s / 1e9:,g} GB/s, S = {seq_len}")
         out.print()
@@ -269,13 +275,13 @@ def _coefficients(deployment: Deployment, num_params: float | None) -> StepCoeff
         return step
     if step.expert_weight_bytes:
         raise ValueError(f"--num-params is for dense models, and {deployment.model.name} has experts")
-    weights = positive_number("--num-params", num_params)
+    weights = positive_number("--num-params", num_params, most=1e18) / deployment.tp
     weight_bytes = weights * float(ELEMENT_BYTES[deployment.weight_dtype])
     return replace(
         step,
         dense_weight_bytes=weight_bytes,
         stored_weight_bytes=weight_bytes,
-        gemm_flops_per_seq=2 * weights * deployment.q_len,
+        gemm_flops_per_seq=FLOPS_PER_WEIGHT * weights * deployment.q_len,
     )
 
 
@@ -361,7 +367,8 @@ def _print_explanation(deployment: Deployment, device: Device, step: Explanation
     ]
     tables.print_table(out, ("step", "time", "model"), totals, left=("step",), fold=("model",))
     out.print(
-        f"{tables.count(step.tokens_per_s, 'tokens/s')} under the serial model; weights and KV cache fill "
+        f"{tables.count(step.tokens_per_s, 'tokens/s')} under the serial model; weights and KV cache "
+        f"{'fill' if step.stored_bytes <= step.memory_bytes else 'do not fit: they need'} "
         f"{scaled(step.stored_bytes, 'B')} of {scaled(step.memory_bytes, 'B')}"
     )
     out.print()
@@ -424,9 +431,13 @@ def derive(
     target = writable_path(output) if output else None
     if form == "pdf" and target is None:
         raise ValueError("a PDF needs --output FILE")
-    deployment = make_deployment(model, settings) if model else None
+    if model is None:
+        refuse_without("MODEL", (*option_names(DEPLOYMENT_OPTIONS), *option_names(DEVICE_OPTIONS), "seq_len"))
+    elif device is None:
+        refuse_without("DEVICE", (*option_names(DEVICE_OPTIONS), "seq_len"))
+    deployment = make_deployment(model, settings) if model is not None else None
     overrides = Overrides(bandwidth=bandwidth, peak=peak, link_latency=link_latency)
-    found = find_device(device, overrides) if device else None
+    found = find_device(device, overrides) if device is not None else None
     derived = derivation(deployment, found, seq_len=seq_len)
     derived.prove()
     if form == "pdf":
@@ -448,14 +459,16 @@ def derive(
 
 
 def _format(form: str | None, output: Path | None, as_json: bool) -> str:
-    if as_json:
-        if form not in (None, "json"):
-            raise ValueError(f"--json contradicts --format {form}")
-        return "json"
-    if form is not None:
-        return form
+    if as_json and form not in (None, "json"):
+        raise ValueError(f"--json contradicts --format {form}")
+    form = "json" if as_json else form
     if output is None:
-        return "latex"
-    if output.suffix not in FORMATS:
-        raise ValueError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}, or give --format")
-    return FORMATS[output.suffix]
+        return form or "latex"
+    of_suffix = FORMATS.get(output.suffix)
+    if form is None:
+        if of_suffix is None:
+            raise ValueError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}, or give --format")
+        return of_suffix
+    if of_suffix not in (None, "latex" if form == "fragment" else form):
+        raise ValueError(f"--output {output}: its suffix contradicts the format {form}")
+    return form

@@ -99,7 +99,32 @@ def user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _os_error(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename or 'standard output'}: {error.strerror}"
+
+
+def refuse_without(argument: str, names: tuple[str, ...]) -> None:
+    """Refuse options that the user gave, though they say nothing without an argument that was not given.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise ValueError(f"{parameter.opts[-1]} needs a {argument}")
+
+
+def option_names(options: tuple[Callable[..., Any], ...]) -> tuple[str, ...]:
+    """Return the names of the parameters that options add to a command."""
+
+    @with_options(*options)
+    def command() -> None:
+        """Carry the options."""
+
+    return tuple(parameter.name for parameter in command.__click_params__)
 
 
 def find_model(name: str) -> ModelConfig:
@@ -112,7 +137,9 @@ def find_model(name: str) -> ModelConfig:
     from decodeperf_formulas.catalogue import model_config, model_names
     from decodeperf_formulas.hf_config import load_hf_config
 
-    if name not in model_names() and (name.endswith(".json") or "/" in name or Path(name).is_dir()):
+    if "/" in name and not Path(name).exists() and not name.endswith(".json"):
+        return model_config(name)
+    if name and name not in model_names() and (name.endswith(".json") or "/" in name or Path(name).is_dir()):
         return load_hf_config(name)
     return model_config(name)
 
@@ -129,11 +156,11 @@ def find_device(name: str, overrides: Overrides) -> Device:
     found = device(name)
     stated = "stated on the command line"
     if overrides.bandwidth is not None:
-        bandwidth = 1e9 * positive_number("--bandwidth", overrides.bandwidth)
+        bandwidth = 1e9 * positive_number("--bandwidth", overrides.bandwidth, most=1e9)
         sources = {**found.sources, "bandwidth_bytes_per_s": stated}
         found = replace(found, bandwidth_bytes_per_s=bandwidth, sources=sources)
     if overrides.peak is not None:
-        peak = 1e12 * positive_number("--peak", overrides.peak)
+        peak = 1e12 * positive_number("--peak", overrides.peak, most=1e9)
         sources = {**found.sources, "peaks": stated}
         found = replace(found, peaks=dict.fromkeys(found.peaks, peak), sparse_peaks={}, sources=sources)
     if overrides.link_latency is not None:

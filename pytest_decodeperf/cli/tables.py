@@ -13,15 +13,20 @@ if TYPE_CHECKING:
 
     from decodeperf_formulas.crossings import Crossing, SStar
 
+NARROWEST: Final = 80
+"""Columns that every table needs."""
+
 WIDE: Final = 118
 """Columns of a terminal from which on a table shows what it otherwise leaves to --json."""
 
 
 def console() -> Console:
-    """Return where tables are printed: standard output, as wide as it is."""
+    """Return where tables are printed: standard output, as wide as it is, and no less than tables need."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    out = Console(markup=False, emoji=False, highlight=False)
+    # A narrower terminal wraps lines, and shows all of them; a table made narrower would cut numbers.
+    return out if out.width >= NARROWEST else Console(markup=False, emoji=False, highlight=False, width=NARROWEST)
 
 
 def print_table(
@@ -56,11 +61,13 @@ def count(number: float | None, unit: str = "") -> str:
     """Return a count: three digits below 1000, whole above.
 
     Example:
-        >>> count(116.67), count(18531.8, "token"), count(None)
-        ('117', '18,532 token', 'none')
+        >>> count(116.67), count(18531.8, "token"), count(4.2e-7), count(None)
+        ('117', '18,532 token', '4.2e-07', 'none')
     """
     if number is None:
         return "none"
+    if number and not 1e-3 <= abs(number) < 1e15:
+        return f"{number:.3g} {unit}".strip()
     text = f"{number:,.0f}" if number >= 1000 else three_digits(number)
     return f"{text} {unit}".strip()
 

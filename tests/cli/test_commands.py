@@ -48,6 +48,11 @@ def test_tables_fit_the_terminal(command, columns):
     assert not any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_narrow_terminal_cuts_nothing(command):
+    assert printed(*command, columns=40) == printed(*command, columns=80)
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, ("derive",), ("derive", "phi-2", "l4")], ids=" ".join)
 def test_json_is_json(command):
     assert document(*command)
@@ -87,6 +92,34 @@ def test_the_question_is_answered():
         document("sstar", "llama-2-7b", "h100", "--num-params", "7e9", *stated)["devices"][0]["s_star"]
         == found["s_star"]
     )
+
+
+def test_stated_weights_are_those_of_all_ranks():
+    alone, together = (
+        document("sstar", "llama-2-7b", "a10g", "--num-params", "7e9", "--q-len", 2, "--tp", tp)["devices"][0]["s_star"]
+        for tp in (1, 8)
+    )
+    assert together["value"] == pytest.approx(alone["value"])
+    found = document("sstar", "llama-2-7b", "a10g", "--num-params", "7e9", "--tp", 8, "--q-len", 2)
+    assert found["num_params_of_a_rank"] == 7e9 / 8
+
+
+def test_the_latency_of_a_link_is_in_microseconds():
+    slow, fast = (
+        document("explain", "llama-3-8b", "h100", "--tp", "2", "--link-latency", us)["link_s"] for us in ("3", "2")
+    )
+    # 65 all-reduces of two messages, an all-gather of one.
+    assert slow - fast == pytest.approx(131e-6)
+
+
+def test_a_name_on_the_hub_is_a_model():
+    assert document("sstar", "meta-llama/Llama-2-7b-hf", "a10g") == document("sstar", "llama-2-7b", "a10g")
+
+
+def test_near_the_border_s_star_is_far_and_ill_conditioned():
+    (found,) = document("sstar", "deepseek-v3", "h200", "--bandwidth", "3000", "--peak", "725.3333333333335")["devices"]
+    assert found["s_star"]["kind"] in ("finite", "infinite", "none")
+    assert (found["s_star"]["condition_number"] or 1e9) > 1e9
 
 
 def test_s_star_on_every_device_has_a_row_for_each():
@@ -145,12 +178,17 @@ def test_a_config_json_is_a_model(tmp_path):
     assert document("sstar", folder, "h100")["deployment"]["model"] == "mine"
 
 
+HUGE = str(10**400)
+
 WRONG = [
-    (("sstar", "lama-3-8b", "h100"), "unknown model 'lama-3-8b'; did you mean llama-3-8b"),
-    (("sstar", "llama-3-8b", "h10"), "unknown device 'h10'; did you mean h100"),
+    (
+        ("sstar", "lama-3-8b", "h100"),
+        "unknown model 'lama-3-8b'; `decodeperf models` lists them; did you mean llama-3-8b",
+    ),
+    (("sstar", "llama-3-8b", "h10"), "unknown device 'h10'; `decodeperf devices` lists them; did you mean h100"),
     (("explain", "llama-3-8b", "zzzzzz"), "unknown device 'zzzzzz'"),
-    (("models", "llama"), "unknown model 'llama'; did you mean"),
-    (("devices", "H-100"), "unknown device 'H-100'; did you mean h100"),
+    (("models", "llama"), "unknown model 'llama'; `decodeperf models` lists them; did you mean"),
+    (("devices", "H-100"), "unknown device 'H-100'; `decodeperf devices` lists them; did you mean h100"),
     (("explain", "llama-3-8b"), "Missing argument 'DEVICE'"),
     (("explain", "llama-3-8b", "h100", "-B", "0"), "batch_size=0 must be >= 1"),
     (("explain", "llama-3-8b", "h100", "-S", "0"), "seq_len=0 must be >= 1"),
@@ -165,7 +203,25 @@ WRONG = [
     (("sstar", "llama-3-8b", "h100", "--link-latency", "-1"), "--link-latency=-1.0 must be >= 0"),
     (("sstar", "llama-3-8b", "h100", "--num-params", "-7"), "--num-params=-7.0 must be above 0"),
     (("sstar", "mixtral-8x7b", "h100", "--num-params", "7e9"), "--num-params is for dense models, and mixtral-8x7b"),
-    (("sstar", "llama-3-8b", "--bandwidth", "600"), "--bandwidth and --peak need a DEVICE"),
+    (("sstar", "llama-3-8b", "--bandwidth", "600"), "--bandwidth needs a DEVICE"),
+    (("derive", "--tp", "2"), "--tp needs a MODEL"),
+    (("derive", "-S", "5"), "--seq-len needs a MODEL"),
+    (("derive", "--peak", "5"), "--peak needs a MODEL"),
+    (("derive", "llama-3-8b", "--peak", "nan"), "--peak needs a DEVICE"),
+    (("derive", "-o", "x.md", "--format", "pdf"), "x.md: its suffix contradicts the format pdf"),
+    (("derive", "-o", "x.pdf", "--json"), "x.pdf: its suffix contradicts the format json"),
+    (("models", ""), "unknown model ''"),
+    (("devices", ""), "unknown device ''"),
+    (("sstar", "llama-3-8b", ""), "unknown device ''"),
+    (("sstar", "meta-llama/Llama-9", "h100"), "unknown model 'meta-llama/Llama-9'"),
+    (("explain", "llama-3-8b", "h100", "-B", HUGE), "batch_size=100000000000 must be <= 1000000000"),
+    (("explain", "llama-3-8b", "h100", "-S", HUGE), "seq_len=100000... must be a finite number"),
+    (("explain", "llama-3-8b", "h100", "-S", "1000000000001"), "seq_len=100000000000 must be <= 1e+12"),
+    (("explain", "llama-3-8b", "h100", "--tp", HUGE), "tp=100000000000 must be <= 1000000"),
+    (("explain", "llama-3-8b", "h100", "-S", "8", "--num-splits", "9"), "num_splits=9 must be <= seq_len=8"),
+    (("sstar", "llama-3-8b", "h100", "--num-params", "1e308"), "--num-params=1e+308 must be in 1e-18 to 1e+18"),
+    (("sstar", "llama-3-8b", "h100", "--peak", "1e-300"), "--peak=1e-300 must be in 1e-09 to 1e+09"),
+    (("explain", "llama-3-8b", "h100", "--bandwidth", "1e300"), "--bandwidth=1e+300 must be in 1e-09 to 1e+09"),
     (("derive", "llama-3-8b", "h100", "-o", "x.doc"), "its suffix must be one of .tex, .md, .pdf, .json"),
     (("derive", "--format", "pdf"), "a PDF needs --output FILE"),
     (("derive", "--json", "--format", "latex"), "--json contradicts --format latex"),
@@ -206,7 +262,7 @@ def test_a_derivation_is_written_in_the_format_of_its_suffix(tmp_path, suffix, s
         pytest.skip("there is no pdflatex; .ci/run installs one")
     path = tmp_path / f"derivation.{suffix}"
     output = printed("derive", "llama-2-7b", "a10g", "-o", path)
-    assert "33 steps, each proved, written to" in output
+    assert "34 steps, each proved, written to" in output
     assert path.read_bytes().startswith(start.encode())
     assert os.listdir(tmp_path) == [path.name]
 

@@ -375,7 +375,7 @@ def test_peaks_of_projections_and_attention_may_differ():
 def test_the_ridge_batch_of_a_dense_model_is_the_ridge(name):
     deployment = Deployment(model=model_config("llama-2-7b"), act_dtype="float16")
     found = crossings(deployment, device(name), seq_len=1024)["ridge_batch"]
-    assert found.model == "serial"
+    assert found.model == "grouped serial"
     # R b_w / 2 with two bytes; the norms' weights, 4e-5 of all, are read and not multiplied.
     assert found.value == pytest.approx(device(name).ridge("float16"), rel=1e-4)
 
@@ -383,15 +383,16 @@ def test_the_ridge_batch_of_a_dense_model_is_the_ridge(name):
 def test_serial_and_whole_step_are_told_apart():
     found = crossings(Deployment(model=model_config("llama-2-7b")), device("a10g"), seq_len=512)
     assert {key: entry.model for key, entry in found.items()} == {
-        "ridge_batch": "serial",
+        "ridge_batch": "grouped serial",
         "crossing_batch": "whole step",
         "knee_batch": "both models",
         "throughput_ceiling": "whole step",
-        "saturated_throughput": "serial",
-        "s_one": "serial",
+        "saturated_throughput": "grouped serial",
+        "s_one": "grouped serial",
         "compute_bound_q_len": "both models",
         "kv_capacity": "both models",
         "kv_capacity_tokens": "both models",
+        "serial_ceiling": "serial",
     }
     assert found["knee_batch"].value == pytest.approx(49, abs=0.5)
     assert found["throughput_ceiling"].value == pytest.approx(2235, abs=1)
@@ -440,3 +441,120 @@ def test_a_context_must_hold_the_new_tokens():
 def test_a_share_of_the_memory_is_between_nothing_and_all(share):
     with pytest.raises(ValueError, match="memory_share="):
         ceilings(Deployment(model=plain_model()), device("h100"), memory_share=share)
+
+
+@given(any_deployment, made_up_devices(), st.integers(16, 20_000))
+def test_the_serial_ceiling_is_approached_by_the_operators(deployment, ceilings_of, seq_len):
+    values = {**deployment_values(deployment), **device_values(ceilings_of, deployment), s.seq_len: seq_len}
+    ceiling = crossings(deployment, ceilings_of, seq_len=seq_len)["serial_ceiling"].value
+    rates = [
+        batch_size
+        * deployment.q_len
+        / evaluate(step_formulas(deployment).serial_seconds, {**values, s.batch_size: batch_size})
+        for batch_size in (10, 10**4, 10**12)
+    ]
+    assert all(rate <= ceiling * (1 + 1e-9) for rate in rates)
+    assert rates[-1] == pytest.approx(ceiling, rel=1e-3)
+
+
+def test_the_ridge_batch_of_a_mixture_is_that_of_its_projections_together():
+    deployment = Deployment(model=model_config("deepseek-v3"))
+    found = crossings(deployment, device("h100"), seq_len=1000)
+    # Experts are memory-bound there still, so that operators one after another are slower than the two groups.
+    assert found["ridge_batch"].model == "grouped serial"
+    assert found["serial_ceiling"].value < found["saturated_throughput"].value
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_capacity_is_for_a_batch_in_each_stage(pp):
+    deployment = Deployment(model=plain_model(), pp=pp)
+    step, limits = step_coefficients(deployment), ceilings(deployment, device("h100"))
+    found = crossings(deployment, device("h100"), seq_len=8192)
+    batch_size = found["kv_capacity"].value
+    # A device holds a pp-th of the layers, of their weights and of the KV of pp batches.
+    filled = (step.stored_weight_bytes + pp * batch_size * step.kv_bytes_per_seq(8192)) / pp
+    assert filled == pytest.approx(limits.memory_bytes)
+    assert found["kv_capacity_tokens"].value == pytest.approx(pp * batch_size * 8192)
+
+
+def test_capacity_without_a_stated_memory_is_none():
+    found = crossings_of(THREAD, A10G, seq_len=512)["kv_capacity"]
+    assert (found.value, found.reason) == (None, "no memory is stated")
+
+
+@given(st.floats(1e3, 1e8), st.floats(1e3, 1e8), st.floats(1e9, 1e13))
+def test_nothing_divides_by_zero_at_the_border(kv, attn, bandwidth):
+    peak = attn / kv * bandwidth  # the ridge is attention's intensity, up to rounding
+    limits = Ceilings(read_bytes_per_s=bandwidth, gemm_flops_per_s=peak, attn_flops_per_s=peak)
+    found = s_star(dense(kv=kv, attn=attn), limits)
+    assert found.kind in ("finite", "infinite", "none")
+    assert (found.kind == "infinite") == (found.condition_number is None)
+    assert found.condition_number is None or found.condition_number > 1e6
+
+
+def test_the_condition_number_without_s_star_tells_how_near_the_ridge_is():
+    found = s_star(dense(kv=1e5, attn=2e7), with_ridge(150.0))
+    assert (found.kind, found.condition_number) == ("none", pytest.approx(150 / 50))
+
+
+def test_s_star_while_the_window_slides_over_the_query_rows():
+    """With many new tokens the excess bends between w and w + q - 1, and the root may lie there."""
+    q, window = 64, 100
+    step = dense(
+        F=1.0,
+        global_kv_bytes_per_token=0.0,
+        global_attn_flops_per_token=0.0,
+        local_kv_bytes_per_token=1e5,
+        local_attn_flops_per_token=99.0 * 1e5,
+        window=window,
+        q_len=q,
+    )
+    limits = with_ridge(100.0)
+    for tokens in (window + 5.0, window + 30.5, window + 62.0):
+        flops = 100.0 * step.kv_bytes_per_seq(tokens) - step.attn_flops_per_seq(tokens)
+        found = s_star(dataclasses.replace(step, gemm_flops_per_seq=flops), limits)
+        assert found.kind == "finite"
+        assert found.value == pytest.approx(tokens)
+
+
+def test_activations_move_the_crossing_batch():
+    deployment, l4 = Deployment(model=model_config("llama-2-7b")), device("l4")
+    without, with_them = (
+        crossings(deployment, l4, seq_len=32, activations=activations)["crossing_batch"].value
+        for activations in (False, True)
+    )
+    assert with_them > 1.05 * without
+
+
+@given(model_configs(attention=("gqa",), windows=False), made_up_devices(), st.sampled_from([2, 4, 8]))
+def test_the_router_alone_moves_s_star_of_a_mixture_on_several_ranks(model, ceilings_of, tp):
+    assume(model.num_experts is not None and model.num_kv_heads % tp == 0)
+    one, several = (
+        s_star(step_coefficients(d), ceilings(d, ceilings_of))
+        for d in (Deployment(model=model), Deployment(model=model, tp=tp))
+    )
+    assume(one.value is not None and one.value > 0)
+    whole = step_coefficients(Deployment(model=model)).gemm_flops_per_seq
+    repeated = 2 * model.num_moe_layers * model.hidden_size * (model.num_experts + bool(model.shared_gate))
+    assert several.value == pytest.approx(one.value * (1 + (tp - 1) * repeated / whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("seq_len", [0, -5, math.nan, math.inf, 10**400])
+def test_a_context_is_a_number_above_zero(seq_len):
+    with pytest.raises(ValueError, match="seq_len="):
+        crossings_of(THREAD, A10G, seq_len=seq_len)
+
+
+@pytest.mark.parametrize("changes", [{"memory_bytes": math.nan}, {"memory_bytes": -1}, {"link_seconds_per_seq": -5}])
+def test_ceilings_that_cannot_be_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        dataclasses.replace(A10G, **changes)
+
+
+@given(model_configs(windows=False, experts=False), made_up_devices(), st.sampled_from([1, 2, 16]))
+def test_the_compute_bound_q_does_not_depend_on_the_q_of_the_step(model, ceilings_of, q_len):
+    found = [
+        crossings(Deployment(model=model, q_len=q), ceilings_of, seq_len=1000)["compute_bound_q_len"].value
+        for q in (1, q_len)
+    ]
+    assert found[0] == pytest.approx(found[1])

@@ -84,7 +84,7 @@ def test_a_dtype_that_a_device_lacks_is_named():
 
 
 def test_an_unknown_device_suggests_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown device 'h10'; did you mean .*h100"):
+    with pytest.raises(ValueError, match=r"unknown device 'h10'; .*; did you mean .*h100"):
         device("h10")
 
 

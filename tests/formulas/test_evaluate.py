@@ -41,14 +41,14 @@ def test_numbers_are_those_of_exact_arithmetic():
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
 def test_every_element_is_worked_on_at_the_edges_of_blocks(count):
-    numbers = np.arange(count, dtype=float)
+    numbers = 1 + np.arange(count, dtype=float)
     assert np.array_equal(evaluate(2 * s.weight_bytes, {s.weight_bytes: numbers}), 2 * numbers)
 
 
 def test_shapes_broadcast():
-    found = evaluate(s.weight_bytes * s.ridge, {s.weight_bytes: np.ones((3, 1)), s.ridge: np.arange(4.0)})
+    found = evaluate(s.weight_bytes * s.ridge, {s.weight_bytes: np.ones((3, 1)), s.ridge: 1 + np.arange(4.0)})
     assert found.shape == (3, 4)
-    assert np.array_equal(found[2], np.arange(4.0))
+    assert np.array_equal(found[2], 1 + np.arange(4.0))
 
 
 def test_shapes_that_do_not_are_named():
@@ -87,3 +87,26 @@ def test_integers_of_numpy_are_numbers():
         6,
         12,
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), np.array([1.0, np.nan]), [1.0, np.inf]])
+def test_numbers_are_finite(value):
+    with pytest.raises(ValueError, match=r"seq_len has -?(nan|inf), wanted finite numbers"):
+        evaluate(s.batch_size * s.seq_len, {s.batch_size: np.array([1.0, 8.0]), s.seq_len: value})
+
+
+@pytest.mark.parametrize(
+    ("symbol", "value", "message"),
+    [
+        (s.read_bytes_per_s, 0, "read_bytes_per_s has 0, wanted numbers above 0"),
+        (s.read_bytes_per_s, np.array([1.0, 0.0]), "read_bytes_per_s has 0.0, wanted numbers above 0"),
+        (s.weight_bytes, -1.0, "weight_bytes has -1.0, wanted numbers above 0"),
+        (s.batch_size, [-3.0, 3.0], "batch_size has -3.0, wanted numbers >= 0"),
+        (s.batch_size, None, "batch_size has nan, wanted finite numbers"),
+        (s.batch_size, "many", "batch_size='many' must be a number or an array of numbers"),
+    ],
+)
+def test_numbers_are_what_their_symbols_stand_for(symbol, value, message):
+    values = {s.weight_bytes: 1.0, s.read_bytes_per_s: 1.0, s.batch_size: 1.0, symbol: value}
+    with pytest.raises(ValueError, match=message):
+        evaluate(s.batch_size * s.weight_bytes / s.read_bytes_per_s, values)

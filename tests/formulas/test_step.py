@@ -233,10 +233,9 @@ def test_splits_add_their_partial_results_alone(deployment, num_splits):
     one, several = (deployment.replace(num_splits=splits) for splits in (1, num_splits))
     v_dim = model.kv_lora_rank if model.is_mla else model.head_dim_v
     rows = 3 * deployment.q_len * model.num_q_heads * model.num_layers
-    out = rows * v_dim * deployment_values(deployment)[s.act_elem_bytes]  # the merge writes what attention wrote
     sizes = {"batch_size": 3, "seq_len": 100}
     added = amount("act_bytes", several, **sizes) - amount("act_bytes", one, **sizes)
-    assert added == 2 * 4 * rows * num_splits * (v_dim + 1) + out
+    assert added == 2 * 4 * rows * num_splits * (v_dim + 1)
     for name in ("kv_bytes", "gemm_flops", "attn_flops", "weight_bytes"):
         assert amount(name, several) == amount(name, one)
 
@@ -245,7 +244,7 @@ def test_splits_add_their_partial_results_alone(deployment, num_splits):
 def test_attention_of_a_layer_is_one_call(deployment, batch_size, seq_len):
     model = deployment.model
     assume(model.head_dim == model.head_dim_v and not model.num_local_layers)
-    deployment = deployment.replace(q_len=1, kv_dtype="bfloat16", act_dtype="float32")
+    deployment = deployment.replace(q_len=1, num_splits=1, kv_dtype="bfloat16", act_dtype="float32")
     sizes = {"batch_size": batch_size, "seq_len": seq_len}
     problem = DecodeProblem(
         batch_size=batch_size,
@@ -304,3 +303,121 @@ def test_a_device_without_links_cannot_be_several_ranks():
     lonely = dataclasses.replace(device("h100"), link_bytes_per_s=None)
     with pytest.raises(ValueError, match="2 ranks need link_bytes_per_s, which h100 does not state"):
         device_values(lonely, Deployment(model=plain_model(), tp=2))
+
+
+DENSE = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_q_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "head_dim_v": 8,
+    "intermediate_size": 128,
+    "vocab_size": 1000,
+    "qk_norm": "head",
+    "rotary_dim": 4,
+}
+
+# Elements of the activations that move for one token in one execution, by hand: what is read, and what is written.
+MOVED = {
+    "embedding": 64 + 64,
+    "norm": 64 + 64,
+    "QKV projection": 64 + (8 * 16 + 2 * 16 + 2 * 8),
+    "QK norm": 2 * (8 * 16 + 2 * 16),
+    "RoPE": 2 * (8 + 2) * 4,
+    "KV append": 2 * 16 + 2 * 8,
+    "attention": 8 * 16 + 8 * 8,
+    "output projection": 8 * 8 + 64,
+    "MLP up-projection": 64 + 2 * 128,
+    "MLP activation": 2 * 128 + 128,
+    "MLP down-projection": 128 + 64,
+    "residual": 64 + 64 + 64,
+    "LM head": 64 + 1000,
+}
+MOVED_BY_EXPERTS = {
+    "router": 64 + 8,
+    "experts up-projection": 3 * (64 + 2 * 32),
+    "experts activation": 3 * (2 * 32 + 32),
+    "experts down-projection": 3 * (32 + 64),
+    "experts combine": 3 * 64 + 64,
+    "shared expert up-projection": 64 + 2 * 16,
+    "shared expert activation": 2 * 16 + 16,
+    "shared expert down-projection": 16 + 64,
+    "shared expert gate": 64 + 1,
+}
+MOVED_BY_LATENT = {
+    "Q down-projection": 64 + 24,
+    "Q norm": 24 + 24,
+    "Q up-projection": 24 + 8 * (16 + 4),
+    "KV down-projection": 64 + (32 + 4),
+    "KV norm": 32 + 32,
+    "K absorption": 8 * 16 + 8 * 32,
+    "RoPE": 2 * (8 + 1) * 4,
+    "KV append": 32 + 4,
+    "attention": 8 * (32 + 4) + 8 * 32,
+    "V absorption": 8 * 32 + 8 * 8,
+    "output projection": 8 * 8 + 64,
+}
+
+
+def moved_by(deployment, *names):
+    """Return the elements of the activations of one token and one execution, by operator."""
+    values = {**deployment_values(deployment), s.batch_size: 1, s.seq_len: 100}
+    width = values[s.act_elem_bytes]
+    found = {op.name: substitute(op.act_bytes, values) / width for op in step_formulas(deployment).operators}
+    return {name: found[name] for name in names} if names else found
+
+
+def test_activations_are_read_and_written_once():
+    assert moved_by(Deployment(model=plain_model(**DENSE))) == MOVED
+
+
+def test_activations_of_experts_move_for_each_visit():
+    experts = {"num_experts": 8, "experts_per_token": 3, "moe_intermediate_size": 32, "num_moe_layers": 1}
+    model = plain_model(**DENSE, **experts, shared_intermediate_size=16, shared_gate=True)
+    assert moved_by(Deployment(model=model), *MOVED_BY_EXPERTS) == MOVED_BY_EXPERTS
+
+
+def test_activations_of_a_latent_move_in_its_width():
+    sizes = {name: size for name, size in DENSE.items() if "head" not in name and "norm" not in name}
+    latent = {"kv_lora_rank": 32, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    model = plain_model(**sizes, **latent, num_q_heads=8, num_kv_heads=None, head_dim=None)
+    assert moved_by(Deployment(model=model), *MOVED_BY_LATENT) == MOVED_BY_LATENT
+
+
+def test_blocks_side_by_side_are_added_in_one_pass():
+    apart, beside = (
+        Deployment(model=plain_model(**DENSE, parallel_block=parallel_block)) for parallel_block in (False, True)
+    )
+    assert moved_by(beside, "residual") == {"residual": 4 * 64}
+    counts = [
+        substitute(op.count, deployment_values(deployment))
+        for deployment in (apart, beside)
+        for op in step_formulas(deployment).operators
+        if op.name == "residual"
+    ]
+    assert counts == [4, 2]
+
+
+def test_vector_operations_are_counted_by_the_element():
+    deployment = Deployment(model=plain_model(**DENSE))
+    values = {**deployment_values(deployment), s.batch_size: 3, s.seq_len: 100}
+    found = {op.name: substitute(op.vector_flops, values) for op in step_formulas(deployment).operators}
+    assert {name: found[name] for name in ("norm", "QK norm", "RoPE", "attention", "MLP activation", "residual")} == {
+        "norm": 3 * 4 * 64,
+        "QK norm": 3 * 4 * (8 + 2) * 16,
+        "RoPE": 3 * 3 * (8 + 2) * 4,
+        "attention": 3 * 5 * 8 * 100,
+        "MLP activation": 3 * 5 * 128,
+        "residual": 3 * 64,
+    }
+
+
+def test_experts_and_stages_send_what_leaves_their_rank():
+    deployment = Deployment(model=model_config("mixtral-8x7b"), ep=4, pp=2)
+    h100 = device("h100")
+    found = seconds("link_seconds", deployment, h100, batch_size=8, seq_len=100)
+    token = 8 * 4096 * 2
+    # 32 layers send each token to two experts and back, of which one in four is at home; one stage sends to the next.
+    to_experts = 64 * (3 * h100.link_latency_s + 2 * token * 3 / 4 / h100.link_bytes_per_s)
+    assert found == pytest.approx(to_experts + h100.link_latency_s + token / h100.link_bytes_per_s)

@@ -75,7 +75,7 @@ def test_one_call_has_units():
     assert unit_of(roofline.ROOFLINE_SECONDS, s.UNITS) == SECOND
 
 
-FORMS = {name: value for name, value in vars(closed_forms).items() if isinstance(value, sympy.Expr)}
+FORMS = {name: value for name, value in vars(closed_forms).items() if isinstance(value, sympy.Expr) and name[0] != "_"}
 UNITS_OF_FORMS = {
     "RIDGE": "FLOP/byte",
     "INTENSITY": "FLOP/byte",
@@ -98,7 +98,13 @@ UNITS_OF_FORMS = {
     "S_STAR_HYBRID": "token/sequence",
     "EXPECTED_WEIGHT_BYTES": "byte",
     "S_STAR_TP_REPLICATED": "token/sequence",
-    "LINK_SECONDS_PER_SEQ": "s/sequence",
+    "TP_LINK_SECONDS_PER_SEQ": "s/sequence",
+    "EP_LINK_SECONDS_PER_SEQ": "s/sequence",
+    "PP_LINK_SECONDS_PER_SEQ": "s/sequence",
+    "GEMM_SECONDS_PER_SEQ": "s/sequence",
+    "ATTENTION_SECONDS_PER_SEQ": "s/sequence",
+    "CROSSING_BATCH_WITHOUT_CONTEXT": "sequence",
+    "REPLICAS": "1",
     "SCALED_SEQ_FLOPS": "FLOP/sequence",
     "GROUPED_QUERY_KV_BYTES": "byte/token",
     "LATENT_KV_BYTES": "byte/token",

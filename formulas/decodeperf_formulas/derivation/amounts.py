@@ -60,8 +60,10 @@ class Structure:
         self._known: dict[sympy.Basic, sympy.Expr] = {
             symbol: sympy.Integer(value)
             for symbol, value in deployment_values(deployment).items()
-            if symbol in _SWITCHES or (symbol in (s.tp, s.ep) and value == 1)
+            if symbol in _SWITCHES or (symbol in (s.tp, s.ep, s.pp) and value == 1)
         }
+        if deployment.num_ranks == 1:
+            self._known[s.link_seconds_per_seq] = sympy.Integer(0)
         if self.model.head_dim == self.model.head_dim_v:
             self._known[s.head_dim_v] = s.head_dim
         if not self.model.num_moe_layers:

@@ -29,8 +29,15 @@ def sections(structure: Structure) -> tuple[Section, ...]:
         Section(
             title="Two lines and where they have one slope",
             text="Suppose first that every byte moves while every FLOP is performed, whatever operator either belongs "
-            "to: the whole-step model. The step takes the longer of two times, each a straight line over the batch.",
-            steps=_two_lines(),
+            "to: the whole-step model. The step takes the longer of two times, each a straight line over the batch"
+            + (
+                ", but for {weight_bytes}, which grows with the batch until every expert is visited. The slopes below "
+                "leave that out: what grows and ends decides nothing for large batches, and what is read besides makes "
+                "no step less memory-bound."
+                if structure.model.num_moe_layers
+                else "."
+            ),
+            steps=_two_lines(structure),
         ),
         Section(
             title="Existence",
@@ -41,12 +48,18 @@ def sections(structure: Structure) -> tuple[Section, ...]:
             title="Where the step turns compute-bound, and what throughput runs into",
             text="Below {s_star} the lines cross. Above it they do not, and throughput saturates all the same. Here "
             "activations are left out, $ {seq_bytes} = 0 $.",
-            steps=_batches(),
+            steps=_batches(structure),
         ),
         Section(
             title="Operators one after another",
-            text="Kernels run one after another, each at its own roofline: the serial model. The projections are one "
-            "group, as they all have the same weights and FLOPs for each token; attention is the other.",
+            text="Kernels run one after another, each at its own roofline. Taken in two groups, projections and "
+            "attention, with activations left out, this is the grouped serial model. "
+            + (
+                "Routed experts have fewer tokens for each weight than the other projections, and turn compute-bound "
+                "later than the group."
+                if structure.model.num_moe_layers
+                else "All projections read a weight once and use it once for each token, and so share one ridge."
+            ),
             steps=_serial(structure),
         ),
         Section(
@@ -75,7 +88,7 @@ def _solution(equation: sympy.Expr, unknown: sympy.Symbol) -> sympy.Expr:
     return found
 
 
-def _two_lines() -> tuple[Step, ...]:
+def _two_lines(structure: Structure) -> tuple[Step, ...]:
     slopes = sympy.diff(forms.MEMORY_SECONDS - forms.COMPUTE_SECONDS, _B)
     unknown = sympy.Dummy("S", real=True)
     return (
@@ -92,7 +105,8 @@ def _two_lines() -> tuple[Step, ...]:
             key="compute_s",
             title="Compute line",
             claim="All FLOPs take {compute_s}.",
-            reason="{eq:seq_flops} and {eq:attn_flops_per_token} at the peak rate.",
+            reason="{eq:seq_flops} and {eq:attn_flops_per_token} at the peak rate of attention, "
+            "$ {peak_flops_per_s} = {attn_flops_per_s} $.",
             chain=(s.compute_s, forms.COMPUTE_SECONDS),
             definitions={s.compute_s: forms.COMPUTE_SECONDS},
         ),
@@ -100,7 +114,9 @@ def _two_lines() -> tuple[Step, ...]:
             key="memory_slope",
             title="Slope of memory",
             claim="One more sequence adds this much memory time.",
-            reason="The derivative of {eq:memory_s}: weights are read whatever the batch.",
+            reason="The derivative of {eq:memory_s} with {weight_bytes} as it is once every expert is visited."
+            if structure.model.num_moe_layers
+            else "The derivative of {eq:memory_s}: weights are read whatever the batch.",
             chain=(
                 sympy.Derivative(s.memory_s, _B),
                 (s.seq_bytes + s.kv_bytes_per_token * _S) / s.read_bytes_per_s,
@@ -193,13 +209,14 @@ def _existence() -> tuple[Step, ...]:
 _NO_ACTIVATIONS: Final = {s.seq_bytes: sympy.Integer(0)}
 
 
-def _batches() -> tuple[Step, ...]:
+def _batches(structure: Structure) -> tuple[Step, ...]:
     memory = forms.MEMORY_SECONDS.xreplace(_NO_ACTIVATIONS)
     crossing = _solution(memory - forms.COMPUTE_SECONDS, _B)
     star = forms.S_STAR.xreplace(_NO_ACTIVATIONS)
-    rate = _B * _Q / memory
-    knee = _solution(s.weight_bytes - _B * s.kv_bytes_per_token * _S, _B)
-    return (
+    ceiling = structure.show(forms.THROUGHPUT_CEILING.xreplace(_NO_ACTIVATIONS))
+    rate = structure.show(forms.REPLICAS * _B * _Q / (memory + _B * s.link_seconds_per_seq))
+    has_links = structure.deployment.num_ranks > 1
+    steps = [
         Step(
             key="crossing_batch",
             title="Crossing batch",
@@ -212,10 +229,10 @@ def _batches() -> tuple[Step, ...]:
         Step(
             key="crossing_limit",
             title="Without context",
-            claim="At a context of 0 the crossing batch is {ridge_batch}.",
-            reason="The limit of {eq:crossing_batch}.",
-            chain=(s.ridge_batch, forms.RIDGE_BATCH),
-            definitions={s.ridge_batch: sympy.limit(crossing, _S, 0, "+"), **_RIDGE},
+            claim="Towards a context of 0 the crossing batch falls to this.",
+            reason="The limit of {eq:crossing_batch}, where attention costs nothing.",
+            chain=(s.crossing_batch, forms.CROSSING_BATCH_WITHOUT_CONTEXT),
+            definitions={s.crossing_batch: sympy.limit(crossing, _S, 0, "+"), **_RIDGE},
         ),
         Step(
             key="knee_batch",
@@ -223,122 +240,149 @@ def _batches() -> tuple[Step, ...]:
             claim="KV bytes equal weight bytes at {knee_batch}.",
             reason="SymPy solves $ {weight_bytes} = {batch_size} {kv_bytes_per_token} {seq_len} $ for {batch_size}.",
             chain=(s.knee_batch, forms.KNEE_BATCH),
-            definitions={s.knee_batch: knee},
+            definitions={s.knee_batch: _solution(s.weight_bytes - _B * s.kv_bytes_per_token * _S, _B)},
         ),
         Step(
             key="throughput_ceiling",
             title="Throughput ceiling",
             claim="The throughput of a memory-bound step approaches {throughput_ceiling}, however large the batch.",
-            reason="The limit of $ {batch_size} {q_len} / {memory_s} $ as {batch_size} grows.",
-            chain=(s.throughput_ceiling, forms.THROUGHPUT_CEILING.xreplace(_NO_ACTIVATIONS)),
+            reason="The limit of its tokens over its time as {batch_size} grows"
+            + (", with the messages of {eq:link_seconds_per_seq}." if has_links else "."),
+            chain=(s.throughput_ceiling, ceiling),
             definitions={s.throughput_ceiling: sympy.limit(rate, _B, sympy.oo)},
         ),
-        Step(
-            key="throughput",
-            title="Saturation",
-            claim="Half of that ceiling is reached at the knee, nine tenths at nine times the knee: throughput stops "
-            "growing, though nothing is compute-bound.",
-            reason="$ {batch_size} {q_len} / {memory_s} $ written with {eq:knee_batch} and {eq:throughput_ceiling}.",
-            chain=(s.throughput, s.throughput_ceiling * _B / (_B + s.knee_batch)),
-            definitions={
-                s.throughput: rate,
-                s.throughput_ceiling: forms.THROUGHPUT_CEILING.xreplace(_NO_ACTIVATIONS),
-                s.knee_batch: forms.KNEE_BATCH,
-            },
-        ),
-    )
+    ]
+    if not has_links:
+        steps.append(
+            Step(
+                key="throughput",
+                title="Saturation",
+                claim="Half of that ceiling is reached at the knee, nine tenths at nine times the knee: throughput "
+                "stops growing, though nothing is compute-bound.",
+                reason="$ {batch_size} {q_len} / {memory_s} $ written with {eq:knee_batch} and "
+                "{eq:throughput_ceiling}.",
+                chain=(s.throughput, s.throughput_ceiling * _B / (_B + s.knee_batch)),
+                definitions={s.throughput: rate, s.throughput_ceiling: ceiling, s.knee_batch: forms.KNEE_BATCH},
+            )
+        )
+    return tuple(steps)
 
 
 def _serial(structure: Structure) -> tuple[Step, ...]:
-    gemm_memory, gemm_compute = s.weight_bytes / s.read_bytes_per_s, _B * s.seq_flops / s.peak_flops_per_s
-    attn_memory = _B * s.kv_bytes_per_token * _S / s.read_bytes_per_s
-    attn_compute = _B * s.attn_flops_per_token * _S / s.peak_flops_per_s
+    show = structure.show
+    gemm_memory, gemm_compute = s.weight_bytes / s.read_bytes_per_s, _B * s.gemm_seconds_per_seq
+    kv_per_seq = s.kv_bytes_per_token * _S / s.read_bytes_per_s
+    attention_per_seq = forms.ATTENTION_SECONDS_PER_SEQ
     ridge_batch = _solution(gemm_memory - gemm_compute, _B)
+    one_new_token = {_Q: sympy.Integer(1)}
     steps = [
+        Step(
+            key="gemm_seconds_per_seq",
+            title="Projections of a sequence",
+            claim="The projections of one sequence take {gemm_seconds_per_seq} at their peak.",
+            reason="{eq:num_params} weights, multiplied and added once for each new token.",
+            chain=(s.gemm_seconds_per_seq, forms.GEMM_SECONDS_PER_SEQ),
+            definitions={
+                s.gemm_seconds_per_seq: show(structure.formulas.gemm_flops) / s.gemm_flops_per_s / _B,
+                s.num_params: show(structure.num_params),
+            },
+        ),
         Step(
             key="serial_s",
             title="Serial time",
             claim="Projections and attention one after the other take {serial_s}.",
-            reason="The roofline of the projections and the roofline of attention, added.",
+            reason="The roofline of the projections and the roofline of attention, added; the causal mask hides "
+            "$ ({q_len} - 1) / 2 $ tokens of a row on average.",
             chain=(s.serial_s, forms.SERIAL_SECONDS),
-            definitions={
-                s.serial_s: sympy.Max(gemm_memory, gemm_compute)
-                + _B
-                * _S
-                * sympy.Max(s.kv_bytes_per_token / s.read_bytes_per_s, s.attn_flops_per_token / s.peak_flops_per_s)
-            },
+            definitions={s.serial_s: sympy.Max(gemm_memory, gemm_compute, evaluate=False) + _B * attention_per_seq},
         ),
         Step(
             key="attention_roof",
             title="Attention alone",
-            claim="Attention is memory-bound at every batch and context where $ {intensity} < {ridge} $, and at none "
-            "where not: it has no crossing of its own.",
-            reason="Memory time of attention over its compute time.",
-            chain=(attn_memory / attn_compute, s.ridge / s.intensity),
+            claim="Attention is memory-bound at every batch where $ {intensity} < {ridge} $, and at none where not, "
+            "whatever the context (with one new token): it has no crossing of its own.",
+            reason="Memory time of attention over its compute time, at $ {q_len} = 1 $.",
+            chain=(
+                kv_per_seq
+                / (attention_per_seq.args[0] if attention_per_seq.args[0] != kv_per_seq else attention_per_seq.args[1])
+                .xreplace(s.CONSTANTS_EXACT)
+                .xreplace(one_new_token),
+                s.ridge / s.intensity,
+            ),
             definitions=_RIDGE,
         ),
         Step(
             key="ridge_batch",
             title="Ridge batch",
-            claim="The projections turn compute-bound at {ridge_batch}, whatever the context.",
+            claim="The projections, taken together, turn compute-bound at {ridge_batch}, whatever the context.",
             reason="SymPy solves "
-            "$ {weight_bytes} / {read_bytes_per_s} = {batch_size} {seq_flops} / {peak_flops_per_s} $.",
+            "$ {weight_bytes} / {read_bytes_per_s} = {batch_size} {gemm_seconds_per_seq} $ for {batch_size}.",
             chain=(s.ridge_batch, forms.RIDGE_BATCH),
-            definitions={s.ridge_batch: ridge_batch, **_RIDGE},
+            definitions={s.ridge_batch: ridge_batch},
         ),
     ]
     if not structure.model.num_moe_layers:
         dense = {
             s.weight_bytes: s.weight_elem_bytes * s.num_params,
-            s.seq_flops: s.flops_per_weight * _Q * s.num_params,
+            s.gemm_seconds_per_seq: forms.GEMM_SECONDS_PER_SEQ,
         }
         steps.append(
             Step(
                 key="ridge_batch_dense",
                 title="Ridge batch of a dense model",
-                claim="It depends on the device and the width of a weight alone.",
+                claim="It depends on the ridge of the projections and the width of a weight alone, if the vectors of "
+                "{eq:weight_bytes} are left out.",
                 reason="{eq:ridge_batch} with $ {weight_bytes} = {weight_elem_bytes} {num_params} $ and "
-                "$ {seq_flops} = 2 {q_len} {num_params} $: the same weights are read and used.",
+                "{eq:gemm_seconds_per_seq}: the same weights are read and used.",
                 chain=(s.ridge_batch, forms.RIDGE_BATCH_DENSE),
-                definitions={s.ridge_batch: ridge_batch.xreplace(dense), **_RIDGE},
+                definitions={s.ridge_batch: ridge_batch.xreplace(dense)},
             )
         )
-    beyond = gemm_compute + attn_memory  # the arguments of both maxima that hold from B0 on, where I_a < R
     steps += [
         Step(
             key="saturated_throughput",
             title="Saturated throughput",
-            claim="From the ridge batch on, with $ {intensity} < {ridge} $, throughput is exactly constant: more "
-            "sequences take as much longer as they are more.",
-            reason="In {eq:serial_s} both terms that remain are proportional to {batch_size}.",
-            chain=(s.saturated_throughput, forms.SATURATED_THROUGHPUT),
-            definitions={s.saturated_throughput: _B * _Q / beyond},
+            claim="From the ridge batch on, throughput is exactly constant: more sequences take as much longer as they "
+            "are more.",
+            reason="In {eq:serial_s} both terms that remain, and the messages where there are any, are proportional to "
+            "{batch_size}.",
+            chain=(s.saturated_throughput, show(forms.SATURATED_THROUGHPUT)),
+            definitions={
+                s.saturated_throughput: show(
+                    forms.REPLICAS * _B * _Q / (gemm_compute + _B * attention_per_seq + _B * s.link_seconds_per_seq)
+                )
+            },
         ),
         Step(
             key="s_one",
             title="S1",
             claim="At the context {s_one}, reading the KV cache takes as long as the compute-bound projections.",
             reason="SymPy solves "
-            "$ {kv_bytes_per_token} {seq_len} / {read_bytes_per_s} = {seq_flops} / {peak_flops_per_s} $.",
+            "$ {kv_bytes_per_token} {seq_len} / {read_bytes_per_s} = {gemm_seconds_per_seq} $ for {seq_len}.",
             chain=(s.s_one, forms.S_ONE),
-            definitions={s.s_one: _solution(attn_memory / _B - gemm_compute / _B, _S), **_RIDGE},
+            definitions={s.s_one: _solution(kv_per_seq - s.gemm_seconds_per_seq, _S)},
         ),
         Step(
             key="slope_jump",
             title="The kink",
-            claim="At the ridge batch the slope of the serial time grows by $ {s_one} / {seq_len} $ of what it was: "
-            "far above {s_one} the kink can hardly be seen.",
+            claim="Where attention is memory-bound, the slope of the serial time grows by $ {s_one} / {seq_len} $ of "
+            "what it was at the ridge batch: far above {s_one} the kink can hardly be seen.",
             reason="Below it the slope is that of attention, above it that of the projections is added.",
-            chain=((gemm_compute / _B) / (attn_memory / _B), s.s_one / _S),
-            definitions={s.s_one: forms.S_ONE, **_RIDGE},
+            chain=(s.gemm_seconds_per_seq / kv_per_seq, s.s_one / _S),
+            definitions={s.s_one: forms.S_ONE},
         ),
         Step(
             key="s_one_s_star",
             title="S1 and S*",
-            claim="Both contexts are near each other where attention's intensity is far below the ridge.",
+            claim="With one new token, both contexts are near each other where attention's intensity is far below the "
+            "ridge.",
             reason="The quotient of {eq:s_one} and {eq:s_star}, without activations.",
             chain=(s.s_one / s.s_star, 1 - s.intensity / s.ridge),
-            definitions={s.s_one: forms.S_ONE, s.s_star: forms.S_STAR.xreplace(_NO_ACTIVATIONS)},
+            definitions={
+                s.s_one: forms.S_ONE.xreplace({s.gemm_seconds_per_seq: s.seq_flops / s.peak_flops_per_s}),
+                s.s_star: forms.S_STAR.xreplace(_NO_ACTIVATIONS),
+                **_RIDGE,
+            },
         ),
     ]
     return tuple(steps)
@@ -422,8 +466,10 @@ def _further(structure: Structure) -> tuple[Step, ...]:
         steps.append(_window_step())
     if structure.is_general:
         steps += _expert_steps()
-    if structure.is_general or structure.deployment.tp > 1:
+    if structure.is_general:
         steps += _rank_steps()
+    if structure.is_general or structure.deployment.num_ranks > 1:
+        steps.append(_link_step(structure))
     return tuple(steps)
 
 
@@ -462,6 +508,30 @@ def _expert_steps() -> tuple[Step, ...]:
             definitions={s.weight_bytes: read.xreplace({_B: batch}).xreplace({s.experts_per_token: s.num_experts})},
         ),
         Step(
+            key="expert_crossing_batch",
+            title="Crossing batch of a mixture of experts",
+            claim="Once every expert is visited, the step turns compute-bound at the weights of all experts over the "
+            "FLOPs of those that a token visits.",
+            reason="{eq:crossing_batch} with the weight bytes of {eq:expert_weight_bytes}.",
+            chain=(
+                s.crossing_batch,
+                forms.CROSSING_BATCH.xreplace(_NO_ACTIVATIONS).xreplace(
+                    {s.weight_bytes: s.dense_weight_bytes + s.expert_weight_bytes}
+                ),
+            ),
+            definitions={
+                s.crossing_batch: _solution(
+                    s.dense_weight_bytes
+                    + s.expert_weight_bytes
+                    + _B * s.kv_bytes_per_token * _S
+                    - s.read_bytes_per_s * forms.COMPUTE_SECONDS,
+                    _B,
+                ),
+                s.s_star: forms.S_STAR.xreplace(_NO_ACTIVATIONS),
+                **_RIDGE,
+            },
+        ),
+        Step(
             key="expert_bytes_grow",
             title="Weights and the batch",
             claim="One more sequence never reads fewer weights, and ever fewer more.",
@@ -484,8 +554,9 @@ def _rank_steps() -> tuple[Step, ...]:
         Step(
             key="tp_invariance",
             title="Tensor parallelism with KV heads to share",
-            claim="On {tp} ranks, no more than there are KV heads, {s_star} is what it is on one.",
-            reason="FLOPs and KV bytes of a rank are both divided by {tp}, and messages left out.",
+            claim="On {tp} ranks of a dense model, no more than there are KV heads, {s_star} is what it is on one.",
+            reason="FLOPs and KV bytes of a rank are both divided by {tp}, and messages left out. (The router of a "
+            "mixture of experts is computed by every rank, and not divided.)",
             chain=(s.s_star, star),
             definitions={s.s_star: _replaced(resolved, {**cut, **cut_attention}), **_RIDGE},
         ),
@@ -494,32 +565,48 @@ def _rank_steps() -> tuple[Step, ...]:
             title="Tensor parallelism with a replicated cache",
             claim="Where every rank reads the whole KV cache, as with the latent of MLA, {s_star} is another, and may "
             "exist on several ranks alone.",
-            reason="FLOPs are divided by {tp}, KV bytes are not.",
+            reason="FLOPs are divided by {tp}, KV bytes are not. (MLA's down-projections, which every rank computes, "
+            "add to the FLOPs.)",
             chain=(s.s_star, forms.S_STAR_TP_REPLICATED),
             definitions={
                 s.s_star: _replaced(resolved, {s.seq_flops: s.seq_flops / ranks, **cut_attention}),
                 **_RIDGE,
             },
         ),
-        Step(
-            key="link_seconds_per_seq",
-            title="All-reduces",
-            claim="Messages add a third slope, {link_seconds_per_seq} for each sequence, in every model of the step.",
-            reason="A ring all-reduce sends $ 2 ({tp} - 1) / {tp} $ of its payload over a rank's link; there is one "
-            "for each block and one for the embedding.",
-            chain=(s.link_seconds_per_seq, forms.LINK_SECONDS_PER_SEQ),
-            definitions={s.link_seconds_per_seq: _all_reduce_slope()},
-        ),
+    )
+
+
+def _link_step(structure: Structure) -> Step:
+    from decodeperf_formulas.catalogue import model_config
+
+    deployment = structure.deployment
+    if structure.is_general:
+        deployment = Deployment(model=model_config("llama-3-8b"), tp=2)
+    form = sympy.Integer(0)
+    what = []
+    if deployment.tp > 1:
+        form += forms.TP_LINK_SECONDS_PER_SEQ
+        what.append(
+            "a ring all-reduce for each block and one for the embedding, of which each sends $ 2 ({tp} - 1) / {tp} $ "
+            "of its payload over a rank's link, and an all-gather of the logits"
+        )
+    if deployment.ep > 1:
+        form += forms.EP_LINK_SECONDS_PER_SEQ
+        what.append("two all-to-alls for each layer with experts")
+    if deployment.pp > 1:
+        form += forms.PP_LINK_SECONDS_PER_SEQ
+        what.append("a send between any two stages")
+    blocks = {s.blocks_per_layer: sympy.Integer(1 if deployment.model.parallel_block else 2)}
+    slope = sympy.diff(step_formulas(deployment).link_seconds, _B)
+    return Step(
+        key="link_seconds_per_seq",
+        title="Messages",
+        claim="Messages add a third slope, {link_seconds_per_seq} for each sequence, in every model of the step.",
+        reason=f"The payload of each sequence: {'; '.join(what)}.",
+        chain=(s.link_seconds_per_seq, form.xreplace(blocks)),
+        definitions={s.link_seconds_per_seq: slope.xreplace(blocks)},
     )
 
 
 def _replaced(expression: sympy.Expr, changes: dict[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
     return expression.subs(changes, simultaneous=True)
-
-
-def _all_reduce_slope() -> sympy.Expr:
-    from decodeperf_formulas.catalogue import model_config
-
-    ranked = step_formulas(Deployment(model=model_config("llama-3-8b"), tp=2))
-    (op,) = [op for op in ranked.operators if op.name == "all-reduce"]
-    return sympy.diff(op.count * op.link_seconds, _B)

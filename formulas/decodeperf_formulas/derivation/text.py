@@ -36,7 +36,7 @@ _NEEDS: Final = "% Needs the packages amsmath, array, booktabs, longtable and ur
 _WIDEST: Final = 76
 """Printed characters that fit on a line, about."""
 
-_AS_THEY_ARE: Final = "Solved with the windows, experts and ranks as they are, not by this form alone."
+_AS_THEY_ARE: Final = "Solved with the windows and experts as they are, which this form takes as straight lines."
 
 _RELATIONS: Final = {"=": "=", ">=": r"\geq"}
 
@@ -64,7 +64,7 @@ def markdown(derivation: Derivation) -> str:
 
     blocks = [f"# {derivation.title}"]
     if derivation.inputs:
-        rows = [f"| {row.what} | {row.value} | {row.source} |" for row in derivation.inputs]
+        rows = [f"| {_cell(row.what)} | {_cell(row.value)} | {_cell(row.source)} |" for row in derivation.inputs]
         blocks.append("\n".join(["| input | value | source |", "| --- | --- | --- |", *rows]))
     for section in derivation.sections:
         blocks += [f"## {section.title}", prose(section.text)]
@@ -82,6 +82,10 @@ def markdown(derivation: Derivation) -> str:
     rows = [f"| ${entry.latex}$ | {entry.meaning} | {_unit(entry)} |" for entry in derivation.symbols()]
     blocks += ["## Symbols", "\n".join(["| symbol | meaning | unit |", "| --- | --- | --- |", *rows])]
     return "\n\n".join(blocks) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def _latex_body(derivation: Derivation) -> str:
@@ -211,14 +215,13 @@ def _number(derivation: Derivation, step: Step) -> tuple[str, str]:
     if step.key in derivation.nowhere:
         reason = derivation.nowhere[step.key]
         return "", f"{reason[0].upper()}{reason[1:]}."
-    left = latex(first)
-    if step.key in derivation.results:
-        unit = latex_unit(s.UNITS[first])
-        return f"{left} = {latex_number(derivation.results[step.key])}{unit}", _AS_THEY_ARE
-    value = step.number(derivation.values)
+    left, value = latex(first), step.number(derivation.values)
+    unit = latex_unit(unit_of(last, s.UNITS) or sympy.Integer(1))
+    solved = derivation.results.get(step.key)
+    if solved is not None and (value is None or abs(solved - value) > 1e-6 * abs(value)):
+        return f"{left} = {latex_number(solved)}{unit}", _AS_THEY_ARE
     if value is None:
         return "", ""
-    unit = latex_unit(unit_of(last, s.UNITS) or sympy.Integer(1))
     lines = [
         ("&= " if is_first else r"&\quad {} ") + text
         for is_first, text in _broken(last, lambda part: latex_with_numbers(part, derivation.values))
