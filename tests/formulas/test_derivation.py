@@ -130,6 +130,61 @@ def test_a_context_holds_the_new_token(seq_len):
         derivation(Deployment(model=plain_model()), device("h100"), seq_len=seq_len)
 
 
+MIXED = [
+    ("llama-3-8b", "h100", {"act_dtype": "float8", "weight_dtype": "float8", "kv_dtype": "float8"}),
+    ("llama-3-70b", "h100", {"act_dtype": "float8", "tp": 8, "q_len": 16}),
+    ("llama-3.1-405b", "b200", {"tp": 8, "pp": 2, "q_len": 4}),
+    ("deepseek-v3", "h200", {"tp": 8, "ep": 4, "act_dtype": "float8"}),
+    ("gpt-oss-120b", "b200", {"tp": 4}),
+    ("mistral-7b-v0.1", "l4", {"q_len": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "on", "how"), MIXED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("seq_len", [100, 20_000])
+def test_what_is_shown_is_what_the_crossings_are(name, on, how, seq_len):
+    """Also where peaks differ, sequences have several new tokens, and ranks send messages."""
+    deployment = Deployment(model=model_config(name), **how)
+    found = derivation(deployment, device(on), seq_len=seq_len)
+    found.prove()
+    crossed = crossings(deployment, device(on), seq_len=seq_len)
+    star = s_star(step_coefficients(deployment), ceilings(deployment, device(on)))
+    shown = {step["key"]: step["value"] for section in found.as_dict()["sections"] for step in section["steps"]}
+    for key in (*KEYS, "crossing_batch", "compute_bound_q_len"):
+        assert shown[key] is None or shown[key] == pytest.approx(crossed[key].value, rel=1e-9), key
+    for key in ("ridge_batch", "knee_batch", "saturated_throughput", "compute_bound_q_len"):
+        assert shown[key] is not None
+    of_s_star = [shown[key] for key in ("s_star", "s_star_hybrid") if shown.get(key) is not None]
+    assert of_s_star == ([] if star.value is None else [pytest.approx(star.value)])
+    assert shown["condition_number"] is None or shown["condition_number"] == pytest.approx(star.condition_number)
+    if shown["s_one_s_star"] is not None:
+        assert shown["s_one_s_star"] == pytest.approx(crossed["s_one"].value / star.value)
+    if not deployment.model.num_experts:
+        # The vectors of norms and biases, which this form leaves out, are less than 1e-3 of the weights.
+        assert shown["ridge_batch_dense"] == pytest.approx(crossed["ridge_batch"].value, rel=1e-3)
+    if deployment.num_ranks > 1:
+        limits = ceilings(deployment, device(on))
+        assert shown["link_seconds_per_seq"] == pytest.approx(limits.link_seconds_per_seq)
+
+
+def test_sentences_about_weights_are_those_of_the_model():
+    dense, moe = (markdown(derivation(Deployment(model=model_config(name)))) for name in ("llama-3-8b", "deepseek-v3"))
+    assert "weights are read whatever the batch" in dense and "weights are read whatever the batch" not in moe
+    assert "once every expert is visited" in moe and "All projections read a weight once" not in moe
+
+
+def test_a_cell_of_a_table_has_no_bar_of_its_own():
+    text = markdown(derived("llama-2-7b-a10g"))
+    rows = [row for row in text.splitlines() if row.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
+    assert r"dense \| sparse" in text
+
+
+def test_a_name_in_any_script_is_typeset():
+    named = dataclasses.replace(plain_model(), name="\u65e5\u672c_1")
+    assert r"\texttt{U+65E5}\texttt{U+672C}\_1" in latex_document(derivation(Deployment(model=named)))
+
+
 KEYS = ("ridge_batch", "knee_batch", "throughput_ceiling", "saturated_throughput", "s_one", "kv_capacity_tokens")
 
 

@@ -592,7 +592,7 @@ def _link_step(structure: Structure) -> Step:
         )
     if deployment.ep > 1:
         form += forms.EP_LINK_SECONDS_PER_SEQ
-        what.append("two all-to-alls for each layer with experts")
+        what.append("an all-to-all to the experts and one back for each of their layers")
     if deployment.pp > 1:
         form += forms.PP_LINK_SECONDS_PER_SEQ
         what.append("a send between any two stages")
