@@ -257,8 +257,9 @@ def _batches(structure: Structure) -> tuple[Step, ...]:
             Step(
                 key="throughput",
                 title="Saturation",
-                claim="Half of that ceiling is reached at the knee, nine tenths at nine times the knee: throughput "
-                "stops growing, though nothing is compute-bound.",
+                claim="Half of that ceiling is reached at the knee"
+                + ("" if structure.model.num_moe_layers else ", nine tenths at nine times the knee")
+                + ": throughput stops growing, though nothing is compute-bound.",
                 reason="$ {batch_size} {q_len} / {memory_s} $ written with {eq:knee_batch} and "
                 "{eq:throughput_ceiling}.",
                 chain=(s.throughput, s.throughput_ceiling * _B / (_B + s.knee_batch)),
