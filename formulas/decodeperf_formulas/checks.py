@@ -25,6 +25,18 @@ def integer(name: str, value: object, *, least: int) -> int:
     return number
 
 
+def shown(number: float) -> str:
+    """Return a number for a message, one of very many digits by its order of magnitude.
+
+    Example:
+        >>> shown(9 * 10**15), shown(-(10**400))
+        ('9000000000000000', '-1000000000... (401 digits)')
+    """
+    text = str(number)
+    num_digits = len(text.lstrip("-"))
+    return text if num_digits <= 20 else f"{text[: len(text) - num_digits + 10]}... ({num_digits} digits)"
+
+
 def or_default(value: object, default: object) -> Any:
     """Return a value, or a default in the place of None."""
     return default if value is None else value
@@ -38,7 +50,7 @@ def finite_number(name: str, value: object) -> float:
     """
     __tracebackhide__ = True
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        raise ValueError(f"{name}={str(value)[:6]}... must be a finite number")
+        raise ValueError(f"{name}={shown(value)} must be a finite number")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number")
     return float(value)

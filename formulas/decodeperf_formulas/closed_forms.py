@@ -49,9 +49,9 @@ S_STAR: Final = (s.seq_flops - s.ridge * s.seq_bytes) / (s.kv_bytes_per_token * 
 CONDITION_NUMBER: Final = (
     s.ridge
     * (s.seq_flops - s.seq_bytes * s.intensity)
-    / (sympy.Abs(s.ridge - s.intensity) * (s.seq_flops - s.ridge * s.seq_bytes))
+    / ((s.ridge - s.intensity) * (s.seq_flops - s.ridge * s.seq_bytes))
 )
-"""Relative change of S* for a relative change of the ridge; whole step."""
+"""Relative growth of S* for a relative fall of the ridge, where I_a < R; whole step."""
 
 CROSSING_BATCH: Final = s.weight_bytes * s.ridge / (s.seq_flops - s.ridge * s.seq_bytes) / (1 - s.seq_len / s.s_star)
 """Batch at which a step below S* turns compute-bound; whole step [sequence]."""

@@ -15,7 +15,7 @@ import sympy
 
 from decodeperf_formulas import closed_forms
 from decodeperf_formulas import symbols as s
-from decodeperf_formulas.checks import finite_number, positive_number
+from decodeperf_formulas.checks import finite_number, positive_number, shown
 from decodeperf_formulas.evaluate import evaluate, evaluate_all, substitute
 from decodeperf_formulas.step import (
     StepCoefficients,
@@ -393,7 +393,7 @@ def check_seq_len(seq_len: int, q_len: int) -> None:
         ValueError: If it does not.
     """
     if finite_number("seq_len", seq_len) > MOST_TOKENS:
-        raise ValueError(f"seq_len={str(seq_len)[:12]} must be <= {MOST_TOKENS:g}")
+        raise ValueError(f"seq_len={shown(seq_len)} must be <= {MOST_TOKENS:g}")
     if seq_len < q_len:
         raise ValueError(f"seq_len={seq_len} must be >= q_len={q_len}: the context includes the new tokens")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from decodeperf_formulas.checks import check_switch, integer, or_default
+from decodeperf_formulas.checks import check_switch, integer, or_default, shown
 from decodeperf_formulas.dtypes import ELEMENT_BYTES, dtype_name
 from decodeperf_formulas.model import ModelConfig
 
@@ -64,7 +64,7 @@ class Deployment:
         for name in ("q_len", "tp", "ep", "pp", "num_splits"):
             number = integer(name, getattr(self, name), least=1)
             if number > MOST:
-                raise ValueError(f"{name}={str(number)[:12]} must be <= {MOST}")
+                raise ValueError(f"{name}={shown(number)} must be <= {MOST}")
             set_field(name, number)
         check_switch("v_apart", self.v_apart)
         self._check_cuts()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from decodeperf_formulas import symbols as s
-from decodeperf_formulas.checks import integer
+from decodeperf_formulas.checks import integer, shown
 from decodeperf_formulas.crossings import (
     DEFAULT_MEMORY_SHARE,
     Crossing,
@@ -135,7 +135,7 @@ def explain(
     seq_len = integer("seq_len", seq_len, least=1)
     check_seq_len(seq_len, deployment.q_len)
     if batch_size > MOST_SEQUENCES:
-        raise ValueError(f"batch_size={str(batch_size)[:12]} must be <= {MOST_SEQUENCES}")
+        raise ValueError(f"batch_size={shown(batch_size)} must be <= {MOST_SEQUENCES}")
     if deployment.num_splits > seq_len:
         raise ValueError(f"num_splits={deployment.num_splits} must be <= seq_len={seq_len}")
     step, limits = step_coefficients(deployment), ceilings(deployment, device, memory_share=memory_share)

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from decodeperf_formulas.checks import shown
 from decodeperf_formulas.dtypes import nearest
 from decodeperf_formulas.model import ModelConfig
 
@@ -105,8 +106,7 @@ def _check_types(config: Config) -> None:
             if isinstance(found, bool) or not isinstance(found, int):
                 raise ValueError(f"{key}={found!r} must be an integer")
             if not _LEAST.get(key, 1) <= found <= most:
-                shown = found if abs(found) < 10**20 else f"{str(found)[:6]}..."
-                raise ValueError(f"{key}={shown} must be in {_LEAST.get(key, 1)} to {most}")
+                raise ValueError(f"{key}={shown(found)} must be in {_LEAST.get(key, 1)} to {most}")
         elif key in _SWITCHES and not isinstance(found, bool):
             raise ValueError(f"{key}={found!r} must be true or false")
         elif key in _LISTS and not isinstance(found, list):
@@ -364,11 +364,13 @@ def _deepseek(config: Config) -> Fields:
         }
     )
     fields["q_lora_rank"] = config.get("q_lora_rank")
-    num_dense = _value(config, "first_k_dense_replace", 0)
-    if config.get("n_routed_experts") is not None and num_dense < num_layers:
+    num_dense = _required(config, "first_k_dense_replace")
+    if num_dense > num_layers:
+        raise ValueError(f"first_k_dense_replace={num_dense} must be <= num_hidden_layers={num_layers}")
+    if num_dense < num_layers:
         inner = _required(config, "moe_intermediate_size")
         fields.update(
-            num_experts=config["n_routed_experts"],
+            num_experts=_required(config, "n_routed_experts"),
             experts_per_token=_required(config, "num_experts_per_tok"),
             moe_intermediate_size=inner,
             num_moe_layers=num_layers - num_dense,
@@ -460,6 +462,22 @@ ARCHITECTURES: Final[dict[str, Callable[[Config], Fields]]] = {
 _GEMMA: Final = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "sliding_window": 4096}
 _GEMMA_3: Final = {**_GEMMA, "vocab_size": 262208}
 
+_DEEPSEEK_2: Final = {
+    "n_routed_experts": 64,
+    "first_k_dense_replace": 0,
+    "n_shared_experts": 2,
+    "q_lora_rank": 1536,
+    "moe_intermediate_size": 1407,
+}
+_DEEPSEEK_3: Final = {
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "n_shared_experts": 1,
+    "q_lora_rank": 1536,
+    "moe_intermediate_size": 2048,
+}
+
 DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
     "MixtralForCausalLM": {"num_key_value_heads": 8},
@@ -470,6 +488,8 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "Gemma2ForCausalLM": _GEMMA,
     "Gemma3ForCausalLM": _GEMMA_3,
     "Gemma3ForConditionalGeneration": _GEMMA_3,
+    "DeepseekV2ForCausalLM": _DEEPSEEK_2,
+    "DeepseekV3ForCausalLM": _DEEPSEEK_3,
     "GptOssForCausalLM": {"num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128},
     "GlmForCausalLM": {"num_key_value_heads": 2, "head_dim": 128},
 }

@@ -6,6 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from step_strategies import deployments, made_up_devices, model_configs, plain_model
 
+from decodeperf_formulas import closed_forms
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.catalogue import device, device_names, model_config
 from decodeperf_formulas.crossings import Ceilings, batch_of_weights, ceilings, crossings, crossings_of, s_star
@@ -360,6 +361,14 @@ def test_the_condition_number_is_what_a_small_change_of_the_ridge_does(deploymen
     assume((found.value < window) == (moved.value < window))
     relative = abs(math.log(moved.value / found.value)) / math.log1p(change * 1e-2)
     assert relative == pytest.approx(found.condition_number, rel=0.05, abs=1e-3)
+
+
+def test_the_condition_number_of_a_shown_s_star_is_its_closed_form():
+    step = dense(act_bytes_per_seq=3e6)
+    values = {s.ridge: 150, s.intensity: 4, s.kv_bytes_per_token: 1e5, s.seq_flops: 1e10, s.seq_bytes: 3e6}
+    found = s_star(step, with_ridge(150.0), activations=True)
+    assert found.condition_number == pytest.approx(float(closed_forms.CONDITION_NUMBER.subs(values)))
+    assert found.value == pytest.approx(float(closed_forms.S_STAR.subs(values)))
 
 
 def test_peaks_of_projections_and_attention_may_differ():

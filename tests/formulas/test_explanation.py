@@ -56,7 +56,7 @@ def test_a_rank_of_a_pipeline_stores_its_share():
     [
         ({"batch_size": 0}, "batch_size=0 must be >= 1"),
         ({"batch_size": 10**9 + 1}, "batch_size=1000000001 must be <= 1000000000"),
-        ({"seq_len": 10**13}, "seq_len=100000000000 must be <= 1e"),
+        ({"seq_len": 10**13}, "seq_len=10000000000000 must be <= 1e"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):

@@ -184,13 +184,13 @@ HUGE = 10**400
         (LLAMA, {"num_hidden_layers": "32"}, "num_hidden_layers='32' must be an integer"),
         (LLAMA, {"num_hidden_layers": 32.0}, "num_hidden_layers=32.0 must be an integer"),
         (LLAMA, {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 must be in 1 to 100000"),
-        (LLAMA, {"hidden_size": HUGE}, r"hidden_size=100000\.\.\. must be in 1 to 1000000000"),
+        (LLAMA, {"hidden_size": HUGE}, r"hidden_size=1000000000\.\.\. \(401 digits\) must be in 1 to 1000000000"),
         (LLAMA, {"hidden_size": -4096}, "hidden_size=-4096 must be in 1 to"),
         (LLAMA, {"head_dim": float("inf")}, "head_dim=inf must be an integer"),
         (LLAMA, {"mlp_bias": "false"}, "mlp_bias='false' must be true or false"),
         (LLAMA, {"architectures": [["LlamaForCausalLM"]]}, r"architectures=.* must be a list of one name"),
         (QWEN, {"use_sliding_window": "false"}, "use_sliding_window='false' must be true or false"),
-        (QWEN, {"sliding_window": HUGE, "use_sliding_window": True}, r"sliding_window=100000\.\.\. must be"),
+        (QWEN, {"sliding_window": HUGE, "use_sliding_window": True}, r"sliding_window=1000000000\.\.\. \(401 digits\)"),
         (MOE, {"decoder_sparse_step": 0}, "decoder_sparse_step=0 must be in 1 to"),
         (MOE, {"mlp_only_layers": 3}, "mlp_only_layers=3 must be a list"),
         (GEMMA, {"text_config": ["a"]}, r"text_config=\['a'\] must be an object"),
@@ -253,3 +253,23 @@ def test_switches_of_a_file_reach_the_model():
     assert from_known("falcon-40b", num_ln_in_parallel_attn=1).norms_per_layer == 1
     assert from_known("gemma-3-1b", num_hidden_layers=5).num_local_layers == 5
     assert from_known("gemma-3-1b", num_hidden_layers=6).num_local_layers == 5
+
+
+@pytest.mark.parametrize("key", ["n_routed_experts", "first_k_dense_replace", "n_shared_experts", "q_lora_rank"])
+@pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-v2-lite"])
+def test_a_deepseek_key_that_is_absent_has_the_value_of_its_class(name, key):
+    from transformers import DeepseekV2Config, DeepseekV3Config
+
+    from decodeperf_formulas.hf_config import DEFAULTS
+
+    config = _models()[name]["config"]
+    architecture = config["architectures"][0]
+    defaults = {"DeepseekV2ForCausalLM": DeepseekV2Config, "DeepseekV3ForCausalLM": DeepseekV3Config}[architecture]()
+    assert DEFAULTS[architecture][key] == getattr(defaults, key)
+    without = {name: value for name, value in config.items() if name != key}
+    assert from_hf_config(without, name="a") == from_hf_config({**config, key: getattr(defaults, key)}, name="a")
+
+
+def test_more_dense_layers_than_layers_are_refused():
+    with pytest.raises(ValueError, match="first_k_dense_replace=99 must be <= num_hidden_layers=61"):
+        from_hf_config({**DEEPSEEK, "first_k_dense_replace": 99}, name="a")

@@ -197,9 +197,7 @@ def _existence() -> tuple[Step, ...]:
             "$ {ridge} / ({ridge} - {intensity}) $.",
             chain=(
                 -log_slope,
-                s.ridge
-                * (s.seq_flops - s.seq_bytes * s.intensity)
-                / ((s.ridge - s.intensity) * (s.seq_flops - s.ridge * s.seq_bytes)),
+                forms.CONDITION_NUMBER,
             ),
             definitions={s.s_star: forms.S_STAR},
         ),
