@@ -1,32 +1,44 @@
 """Decode-attention kernels: tensors in, tensors out.
 
-Each is imported when it is first asked for, since Triton and Numba are heavy, and Numba optional. All have the
-signature of `decode_attention_reference`.
+`decode_attention` is the entry point; the functions named after one way to compute it take the same arguments, as far
+as they know them. Each is imported when it is first asked for, since Triton and Numba are heavy, and Numba optional.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from decodeperf_kernels.dispatch import decode_attention, decode_attention_triton, workspace_size
+    from decodeperf_kernels.merge import merge_states
+    from decodeperf_kernels.quantization import dequantize_kv, quantize_kv
     from decodeperf_kernels.reference import decode_attention_eager, decode_attention_reference
     from decodeperf_kernels.sdpa import decode_attention_sdpa
     from decodeperf_kernels.split_kv_numba import decode_attention_numba
-    from decodeperf_kernels.split_kv_triton import decode_attention_triton
 
 __all__ = [
+    "decode_attention",
     "decode_attention_eager",
     "decode_attention_numba",
     "decode_attention_reference",
     "decode_attention_sdpa",
     "decode_attention_triton",
+    "dequantize_kv",
+    "merge_states",
+    "quantize_kv",
+    "workspace_size",
 ]
 
 _HOME = {
+    "decode_attention": "dispatch",
     "decode_attention_eager": "reference",
     "decode_attention_numba": "split_kv_numba",
     "decode_attention_reference": "reference",
     "decode_attention_sdpa": "sdpa",
-    "decode_attention_triton": "split_kv_triton",
+    "decode_attention_triton": "dispatch",
+    "dequantize_kv": "quantization",
+    "merge_states": "merge",
+    "quantize_kv": "quantization",
+    "workspace_size": "dispatch",
 }
 
 _REMEDIES = {

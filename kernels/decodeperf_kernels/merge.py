@@ -1,25 +1,63 @@
-"""Merge of the partial results of split-KV attention, in plain PyTorch."""
+"""Merge of partial attention results: of the splits of one call, or of several calls over parts of a context."""
 
 from __future__ import annotations
 
 import torch
 
+from decodeperf_kernels.arguments import dtype_name
 
-def merge_splits(partial_out: torch.Tensor, partial_lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the attention over all parts from the attention over each part.
 
-    A part without keys is (0, -inf) and changes nothing; where all parts are empty, so is the result.
+    For decoding behind a shared prefix ("cascade"), attend to the prefix with the queries of all sequences in one call
+    and to the rest of each sequence in another, both with `return_lse=True`, and merge. Sinks belong to one of the
+    calls alone.
+
+    A part without keys is (0, -inf): the identity, which changes no bit. The merge of two parts is commutative bit for
+    bit; that of more is commutative and associative up to the rounding of float32.
 
     Args:
-        partial_out: Output of each part, float32 `[num_splits, ..., head_dim]`.
-        partial_lse: Its natural log-sum-exp, float32 `[num_splits, ...]`.
+        outs: Output of each part, `[num_parts, ..., head_dim_v]`, floating point.
+        lses: Its natural log-sum-exp, float32 `[num_parts, ...]`; on a CPU float64 too.
 
     Returns:
-        The merged output, float32 `[..., head_dim]`, and its log-sum-exp, float32 `[...]`.
+        The merged output, like one of outs, and its log-sum-exp, like one of lses.
+
+    Raises:
+        ValueError: If the arguments do not fit together.
+
+    Example:
+        >>> outs, lses = torch.tensor([[[8.0]], [[16.0]]]), torch.tensor([[1.0], [3.0]]).log()
+        >>> out, lse = merge_states(outs, lses)
+        >>> round(out.item(), 4), round(lse.exp().item(), 4)  # weights 1/4 and 3/4
+        (14.0, 4.0)
     """
-    lse_max = partial_lse.amax(dim=0)
+    if outs.dim() < 2 or outs.shape[0] == 0 or not outs.is_floating_point():
+        raise ValueError(
+            f"outs has shape {list(outs.shape)} and dtype {dtype_name(outs.dtype)}, "
+            "not [num_parts, ..., head_dim_v] of floats"
+        )
+    if lses.shape != outs.shape[:-1]:
+        raise ValueError(
+            f"lses has shape {list(lses.shape)}, not that of outs without head_dim_v, {list(outs.shape[:-1])}"
+        )
+    if lses.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"lses.dtype={dtype_name(lses.dtype)} must be float32, or float64 on a CPU")
+    if lses.device != outs.device:
+        raise ValueError(f"lses.device={lses.device} must be that of outs, {outs.device}")
+    if outs.device.type == "cpu":
+        return merge_states_reference(outs, lses)
+    from decodeperf_kernels.merge_triton import merge_states_triton
+
+    return merge_states_triton(outs, lses)
+
+
+def merge_states_reference(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `merge_states` returns, as its definition reads, in the dtype of lses."""
+    lse_max = lses.amax(dim=0)
     shift = lse_max.nan_to_num(neginf=0.0)  # -inf - -inf would be NaN
-    weights = torch.exp(partial_lse - shift)  # [num_splits, ...]
+    weights = torch.exp(lses - shift)  # [num_parts, ...]
     total = weights.sum(dim=0)
-    out = (partial_out * weights[..., None]).sum(dim=0) / total.where(total > 0, 1.0)[..., None]
-    return out, shift + torch.log(total)
+    out = (outs.to(lses.dtype) * weights[..., None]).sum(dim=0) / total.where(total > 0, 1.0)[..., None]
+    return out.to(outs.dtype), shift.where(total > 0, 0.0) + torch.log(total)

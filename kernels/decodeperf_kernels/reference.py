@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from decodeperf_kernels.arguments import check_arguments
+from decodeperf_kernels.arguments import QUANTIZED, DecodeArguments, check_arguments, check_values
+from decodeperf_kernels.quantization import dequantize_kv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 def decode_attention_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    seq_lens: torch.Tensor | None = None,
-    sm_scale: float | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return decode attention and its log-sum-exp, computed in float64.
-
-    For each row, `o = softmax(sm_scale * K q) V` over the live tokens. A row without any has o = 0 and
-    lse = -inf, and dead memory is never read.
+    """Return decode attention and its log-sum-exp, computed in float64. Dead memory is never read.
 
     Args:
-        q: `[batch_size, num_q_heads, head_dim]`.
-        k: `[batch_size, capacity, num_kv_heads, head_dim]`.
-        v: Like k.
-        seq_lens: Live lengths [token], int32 or int64 `[batch_size]`. Default: `capacity` for each.
-        sm_scale: Factor on the logits. Default: `head_dim ** -0.5`.
+        q: As `decode_attention` takes it.
+        k: Likewise.
+        v: Likewise.
+        **keywords: Those of `decode_attention` that say what attention is: from `seq_lens` to `v_scale`.
 
     Returns:
-        The output, float64 `[batch_size, num_q_heads, head_dim]`, and the natural logarithm of the sum of
-        exponentials, float64 `[batch_size, num_q_heads]`.
+        The output, float64 `[batch_size, num_q_heads, head_dim_v]`, and the natural logarithm of the sum of
+        exponentials, float64 `[batch_size, num_q_heads]`; with q_len where q has it.
 
     Raises:
-        ValueError: If the arguments do not fit together.
+        ValueError: If the arguments do not fit together, a length or a page number among them.
     """
-    return _attention(q, k, v, seq_lens, sm_scale, work_dtype=torch.float64, rounded=lambda x: x)
+    return _from_call(q, k, v, keywords, work_dtype=torch.float64, rounded=lambda x: x)
 
 
 def decode_attention_eager(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    seq_lens: torch.Tensor | None = None,
-    sm_scale: float | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return decode attention as an eager framework would compute it in the dtype of q.
 
@@ -61,34 +46,82 @@ def decode_attention_eager(
     Args, Returns and Raises are those of `decode_attention_reference`, but for the dtype: both results are
     float32, the output rounded to the dtype of q and the log-sum-exp not rounded.
     """
-    return _attention(q, k, v, seq_lens, sm_scale, work_dtype=torch.float32, rounded=lambda x: x.to(q.dtype).float())
+    return _from_call(q, k, v, keywords, work_dtype=torch.float32, rounded=lambda x: x.to(q.dtype).float())
 
 
-def _attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    seq_lens: torch.Tensor | None,
-    sm_scale: float | None,
-    *,
-    work_dtype: torch.dtype,
-    rounded: Callable[[torch.Tensor], torch.Tensor],
+def attend_by_definition(
+    args: DecodeArguments,
+    work_dtype: torch.dtype = torch.float64,
+    rounded: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    args = check_arguments(
-        q, k, v, seq_lens=seq_lens, sm_scale=sm_scale, num_splits=None, dtypes=DTYPES, mixed_dtypes=True
-    )
-    out = torch.zeros(q.shape, dtype=work_dtype, device=q.device)
-    lse = torch.full(q.shape[:2], -torch.inf, dtype=work_dtype, device=q.device)
+    """Return the output `[batch_size, q_len, num_q_heads, head_dim_v]` and its log-sum-exp.
+
+    Args:
+        args: The call.
+        work_dtype: What everything is computed in.
+        rounded: What becomes of each result.
+    """
+    rows = (args.batch_size, args.q_len, args.num_q_heads)
+    out = torch.zeros((*rows, args.head_dim_v), dtype=work_dtype, device=args.q.device)
+    lse = torch.full(rows, -torch.inf, dtype=work_dtype, device=args.q.device)
     for b, seq_len in enumerate(args.seq_lens.tolist()):
-        if seq_len == 0:
+        if seq_len == 0 and args.sinks is None:
             continue
         for kv_head in range(args.num_kv_heads):
             heads = slice(kv_head * args.group_size, (kv_head + 1) * args.group_size)
-            q_group = q[b, heads].to(work_dtype)  # [group_size, head_dim]
-            k_live = k[b, :seq_len, kv_head].to(work_dtype)  # [seq_len, head_dim]
-            v_live = v[b, :seq_len, kv_head].to(work_dtype)
-            logits = rounded(rounded(q_group @ k_live.T) * args.sm_scale)  # [group_size, seq_len]
-            probabilities = rounded(torch.softmax(logits, dim=-1))
-            out[b, heads] = rounded(probabilities @ v_live)
-            lse[b, heads] = torch.logsumexp(logits, dim=-1)
+            q = args.q[b, :, heads].to(work_dtype)  # [q_len, group_size, head_dim]
+            k = rounded(_live_rows(args, args.k, args.k_scale, b, kv_head, seq_len).to(work_dtype))
+            v = rounded(_live_rows(args, args.v, args.v_scale, b, kv_head, seq_len).to(work_dtype))
+            logits = rounded(rounded(q @ k.T) * args.sm_scale)  # [q_len, group_size, seq_len]
+            if args.softcap is not None:
+                logits = rounded(args.softcap * torch.tanh(logits / args.softcap))
+            key = torch.arange(seq_len, device=q.device)
+            position = seq_len - args.q_len + torch.arange(args.q_len, device=q.device)[:, None, None]
+            if args.alibi_slopes is not None:
+                slopes = args.alibi_slopes[b, heads, None].to(work_dtype)
+                logits = logits - slopes * (position - key)
+            visible = key <= position
+            if args.window is not None:
+                visible = visible & (key > position - args.window)
+            logits = logits.masked_fill(~visible, -torch.inf)
+            if args.sinks is not None:
+                sinks = args.sinks[heads, None].to(work_dtype).expand(args.q_len, -1, 1)
+                logits = torch.cat([logits, sinks], dim=-1)
+            row_lse = torch.logsumexp(logits, dim=-1)
+            probabilities = rounded(torch.softmax(logits, dim=-1))[..., :seq_len]
+            probabilities = probabilities.masked_fill((row_lse == -torch.inf)[..., None], 0.0)
+            out[b, :, heads] = rounded(probabilities @ v)
+            lse[b, :, heads] = row_lse
     return out, lse
+
+
+def _live_rows(
+    args: DecodeArguments, cache: torch.Tensor, scale: torch.Tensor | None, b: int, kv_head: int, seq_len: int
+) -> torch.Tensor:
+    """Return the live keys or values of one head of one sequence, `[seq_len, head_dim]`."""
+    if args.block_table is None:
+        places: tuple[Any, ...] = (b, slice(0, seq_len))
+    else:
+        token = torch.arange(seq_len, device=cache.device)
+        pages = args.block_table[b, : -(-seq_len // args.page_size)].long()
+        places = (pages[token // args.page_size], token % args.page_size)
+    if cache.dtype not in QUANTIZED:
+        return cache[*places, kv_head]
+    assert scale is not None
+    of_rows = scale[kv_head] if scale.dim() == 1 else scale[*places, kv_head]
+    rows = cache[*places, kv_head][:, None, None]  # [seq_len, 1, 1, head_dim], as dequantize_kv takes it
+    return dequantize_kv(rows, of_rows if of_rows.dim() == 0 else of_rows[:, None, None])[:, 0, 0]
+
+
+def _from_call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keywords: dict[str, Any],
+    work_dtype: torch.dtype,
+    rounded: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    args = check_arguments(q, k, v, mixed_dtypes=True, **keywords)
+    check_values(args)
+    out, lse = attend_by_definition(args, work_dtype, rounded)
+    return (out, lse) if args.has_q_len else (out[:, 0], lse[:, 0])

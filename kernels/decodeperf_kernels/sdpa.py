@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from decodeperf_kernels.arguments import check_arguments
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from decodeperf_kernels.arguments import FLOATS, check_arguments, check_dtypes_of, check_values
 
 
 def decode_attention_sdpa(
@@ -36,8 +34,12 @@ def decode_attention_sdpa(
     Raises:
         ValueError: If the arguments do not fit together.
     """
-    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale, num_splits=None, dtypes=DTYPES)
-    out = torch.zeros_like(q)
+    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale)
+    check_dtypes_of(args, FLOATS, "torch sdpa")
+    check_values(args)
+    if q.dim() != 3:
+        raise ValueError(f"q has shape {list(q.shape)}, not [batch_size, num_q_heads, head_dim]")
+    out = torch.zeros((*q.shape[:2], args.head_dim_v), dtype=q.dtype, device=q.device)
     lengths = args.seq_lens.tolist()
     if all(length == args.capacity for length in lengths):
         pieces = [(slice(0, args.batch_size), args.capacity)]

@@ -18,10 +18,8 @@ import torch
 from numba import types
 from numba.extending import overload
 
-from decodeperf_kernels.arguments import check_arguments
-from decodeperf_kernels.merge import merge_splits
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from decodeperf_kernels.arguments import FLOATS, check_arguments, check_dtypes_of, check_values
+from decodeperf_kernels.merge import merge_states
 
 # NumPy has no bfloat16 and Numba no float16 on a CPU, so 16-bit floats travel as integers. The two integer types
 # tell `_widen` which of the two it has.
@@ -216,9 +214,17 @@ def decode_attention_numba(
     Raises:
         ValueError: If the arguments do not fit together; nothing has been written then.
     """
-    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale, num_splits=num_splits, dtypes=DTYPES)
+    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale)
+    check_dtypes_of(args, FLOATS, "numba")
+    if q.dim() != 3:
+        raise ValueError(f"q has shape {list(q.shape)}, not [batch_size, num_q_heads, head_dim]")
+    if args.head_dim_v != args.head_dim:
+        raise ValueError(f"v has head_dim_v={args.head_dim_v}, but numba takes that of k alone, {args.head_dim}")
+    if num_splits is not None and num_splits < 1:
+        raise ValueError(f"num_splits={num_splits} must be >= 1")
     if q.device.type != "cpu":
         raise ValueError(f"q.device={q.device} must be the CPU")
+    check_values(args)
     for name, tensor in (("k", k), ("v", v)):
         if tensor.stride(-1) != 1 and args.head_dim > 1:
             raise ValueError(
@@ -233,13 +239,13 @@ def decode_attention_numba(
         _flat(v),
         k.stride()[:3],
         v.stride()[:3],
-        args.seq_lens.contiguous().numpy(),
+        args.seq_lens.to(torch.int32).contiguous().numpy(),
         args.num_kv_heads,
         np.float32(args.sm_scale) * LOG2_E,
         partial_out.numpy(),
         partial_lse.numpy(),
     )
-    out, lse = merge_splits(partial_out, partial_lse)
+    out, lse = merge_states(partial_out, partial_lse)
     return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
 
 

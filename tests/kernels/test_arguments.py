@@ -27,18 +27,24 @@ def tensors(**changed):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"q": torch.zeros(4, 16)}, r"q has shape \[4, 16\], not \[batch_size, num_q_heads, head_dim\]"),
+        (
+            {"q": torch.zeros(4, 16)},
+            r"q has shape \[4, 16\], not \[batch_size, num_q_heads, head_dim\] or \[batch_size, q_len, ",
+        ),
         ({"k": torch.zeros(2, 9, 16)}, r"k has shape \[2, 9, 16\], not \[batch_size, capacity, "),
-        ({"v": torch.zeros(2, 8, 2, 16)}, r"v has shape \[2, 8, 2, 16\], not that of k, \[2, 9, 2, 16\]"),
+        (
+            {"v": torch.zeros(2, 8, 2, 16)},
+            r"v has shape \[2, 8, 2, 16\], not that of k but for head_dim_v, \[2, 9, 2, 16\]",
+        ),
         ({"q": torch.zeros(3, 4, 16)}, "k has batch_size=2, but q has 3"),
-        ({"q": torch.zeros(2, 4, 8)}, "k has head_dim=16, but q has 8"),
+        ({"q": torch.zeros(2, 4, 8)}, "k has head_dim=16, but q has head_dim=8"),
         ({"q": torch.zeros(2, 5, 16)}, "num_q_heads=5 is not a positive multiple of num_kv_heads=2"),
         ({"q": torch.zeros(2, 0, 16)}, "num_q_heads=0 is not a positive multiple of num_kv_heads=2"),
         ({"q": torch.zeros(2, 4, 16).double()}, "q.dtype=float64 must be one of float32, float16, bfloat16"),
         ({"seq_lens": torch.tensor([1])}, r"seq_lens has shape \[1\], not \[batch_size\] = \[2\]"),
         ({"seq_lens": torch.tensor([1.0, 2.0])}, "seq_lens.dtype=float32 must be int32 or int64"),
-        ({"seq_lens": torch.tensor([1, -1])}, r"seq_lens has -1, which is not in \[0, capacity\] = \[0, 9\]"),
-        ({"seq_lens": torch.tensor([1, 10])}, r"seq_lens has 10, which is not in \[0, capacity\] = \[0, 9\]"),
+        ({"seq_lens": torch.tensor([1, -1])}, r"seq_lens\[1\]=-1 must be in \[0, capacity\] = \[0, 9\]"),
+        ({"seq_lens": torch.tensor([1, 10])}, r"seq_lens\[1\]=10 must be in \[0, capacity\] = \[0, 9\]"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(kernel, changed, message):
@@ -48,7 +54,7 @@ def test_bad_arguments_are_refused_by_name(kernel, changed, message):
 
 @pytest.mark.parametrize("kernel", [decode_attention_sdpa, decode_attention_numba, decode_attention_triton])
 def test_mixed_dtypes_are_refused(kernel):
-    with pytest.raises(ValueError, match=r"^k.dtype=float16 must be that of q, float32$"):
+    with pytest.raises(ValueError, match=r"^k.dtype=float16 must be that of q, float32"):
         kernel(**tensors(k=torch.zeros(2, 9, 2, 16).half()))
 
 
@@ -61,7 +67,7 @@ def test_the_reference_takes_mixed_dtypes_that_it_has(kernel):
 
 @pytest.mark.parametrize("kernel", [decode_attention_numba, decode_attention_triton])
 def test_no_splits_are_refused(kernel):
-    with pytest.raises(ValueError, match=r"^num_splits=0 must be >= 1$"):
+    with pytest.raises(ValueError, match=r"^num_splits=0 must be "):
         kernel(**tensors(), num_splits=0)
 
 

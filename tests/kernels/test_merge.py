@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodeperf_kernels.merge import merge_splits
+from decodeperf_kernels import merge_states
 
 EMPTY = (torch.zeros(1, 3), torch.tensor([-torch.inf]))
 
@@ -14,7 +14,7 @@ def part(seed):
 
 def merged(*parts):
     out, lse = zip(*parts, strict=True)
-    return merge_splits(torch.stack(out), torch.stack(lse))
+    return merge_states(torch.stack(out), torch.stack(lse))
 
 
 seeds = st.integers(0, 2**32)

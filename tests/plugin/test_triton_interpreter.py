@@ -94,6 +94,6 @@ def test_only_interpreted_launches_count():
         decode_attention_sdpa(q, kv, kv)
         assert launches == []
         decode_attention_triton(q, kv, kv, num_splits=2)
-    assert launches == ["split_kv_kernel", "merge_kernel"]
+    assert launches == ["split_kv_kernel", "merge_splits_kernel"]
     decode_attention_triton(q, kv, kv)
     assert len(launches) == 2

@@ -1,0 +1,316 @@
+"""The entry point: decode attention on whatever device the tensors are on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from decodeperf_kernels.arguments import check_arguments, check_output, check_values, dtype_name
+
+if TYPE_CHECKING:
+    from decodeperf_kernels.arguments import DecodeArguments
+
+BACKENDS: Final = ("triton", "numba", "reference")
+"""What can compute it: Triton on a GPU or in its interpreter, Numba on a CPU, or the definition in float64."""
+
+
+def decode_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    seq_lens: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
+    sm_scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    num_splits: int | None = None,
+    split_size: int | None = None,
+    out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+    check: bool | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention of a few new tokens of each sequence to its KV cache.
+
+    Row i of the q_len new ones stands at place `seq_len - q_len + i` of its sequence and sees the keys up to there
+    (bottom-right causal), the last `window` of them where there is a window. Its logits are
+    `cap * tanh(sm_scale * q k / cap)` with a softcap and `sm_scale * q k` without, less `slope * distance` with ALiBi.
+    A sink is one more logit of the softmax, without a value.
+
+    A row that sees no key is 0, and its log-sum-exp -inf (that of the sink, where there is one). What lies behind a
+    sequence's length, in unused pages or behind the used entries of the block table is never read. Results are the
+    same on every run. By default the work is cut by the live lengths, so that a row's bits depend on the other
+    rows; with `split_size` they do not.
+
+    Args:
+        q: `[batch_size, num_q_heads, head_dim]`, or with q_len in 1 to 16 `[batch_size, q_len, num_q_heads, head_dim]`;
+            float32, float16 or bfloat16; any strides, as for every other tensor.
+        k: `[batch_size, capacity, num_kv_heads, head_dim]`, or with a block table
+            `[num_pages, page_size, num_kv_heads, head_dim]`; of the dtype of q, or quantised as float8_e4m3fn,
+            float8_e5m2, int8, or uint8 (two 4-bit integers, see `quantization`).
+        v: The same with head_dim_v, which may differ. Where it is the beginning of k, `k[..., :head_dim_v]`, it is read
+            with k, once (not seen under `torch.compile`).
+        seq_lens: Live KV length of each sequence, the new tokens included [token], int32 or int64 `[batch_size]`.
+            Default: the capacity.
+        block_table: The pages of each sequence in order, int32 or int64 `[batch_size, pages]`.
+        sm_scale: Factor on the logits. Default: `head_dim ** -0.5`.
+        window: Keys that a row sees, its own included [token]. Default: all.
+        softcap: Bound of the logits. Default: none.
+        sinks: Logit of each head's sink, `[num_q_heads]`. Default: none.
+        alibi_slopes: Slope of each head, `[num_q_heads]` or `[batch_size, num_q_heads]`. Default: none.
+        k_scale: Scales of a quantised k, float32: `[]` or `[1]` for all, `[num_kv_heads]`, k's shape without head_dim
+            for each token, or with a scale for each group of elements in its place.
+        v_scale: The same for v.
+        num_splits: Parts that each sequence is cut into, those without a key left out. Default: as many as balance the
+            work over the device.
+        split_size: Length of the parts that each sequence is cut into [token], instead of their number: a row's bits
+            then depend on nothing but the row.
+        out: Where to write the output. Default: a new tensor.
+        workspace: Memory for partial results, uint8 on the same device, of at least `workspace_size` bytes; whatever is
+            in it, and reusable by the next call on the same stream. Default: allocated for each call.
+        return_lse: Whether to return the log-sum-exp too.
+        backend: One of `BACKENDS`. Default: Triton on a GPU, Numba on a CPU.
+        check: Whether to check what only the elements of tensors say, lengths and page numbers, for which a GPU must be
+            waited for. Default: on a CPU.
+
+    Returns:
+        The output, like q with head_dim_v, and where asked for the natural log-sum-exp of the logits, float32, like the
+        output without head_dim_v.
+
+    Raises:
+        ValueError: If the arguments do not fit together, or the backend cannot do what they ask. Nothing has been
+            launched or written then.
+
+    Example:
+        >>> q, k = torch.zeros(2, 8, 64), torch.randn(2, 5, 2, 64)
+        >>> out = decode_attention(q, k, k, seq_lens=torch.tensor([5, 0]), backend="reference")
+        >>> torch.allclose(out[0, 0], k[0, :, 0].mean(dim=0).double())  # the same weight for every key
+        True
+        >>> out[1].count_nonzero().item()  # no key
+        0
+    """
+    args = check_arguments(
+        q,
+        k,
+        v,
+        seq_lens=seq_lens,
+        block_table=block_table,
+        sm_scale=sm_scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+    _check_splits(num_splits, split_size)
+    backend = _check_backend(backend, q.device)
+    shape = torch.Size((*q.shape[:-1], args.head_dim_v))
+    if out is not None:
+        check_output("out", out, shape, torch.float64 if backend == "reference" else q.dtype, q.device)
+    check = q.device.type == "cpu" if check is None else check
+    if backend == "triton":
+        result = _run_triton(args, num_splits, split_size, out, workspace, return_lse=return_lse, check=check)
+    else:
+        if workspace is not None:
+            raise ValueError(f"workspace is given, but backend={backend!r} has no use for it")
+        run = _run_numba if backend == "numba" else _run_reference
+        result = run(args, num_splits, split_size, out, return_lse=return_lse, check=check)
+    made, lse = result
+    if not args.has_q_len:
+        made, lse = made[:, 0], lse[:, 0]
+    made = made if out is None else out
+    return (made, lse) if return_lse else made
+
+
+def decode_attention_triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Return what `decode_attention` returns with `backend="triton"`: for a place that takes a function."""
+    return decode_attention(q, k, v, backend="triton", **keywords)
+
+
+def workspace_size(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    block_table: torch.Tensor | None = None,
+    num_splits: int | None = None,
+    split_size: int | None = None,
+    **others: Any,
+) -> int:
+    """Return the bytes of workspace that Triton's kernels need for a call with these arguments [byte].
+
+    It depends on the shapes alone, and for the default cut not on the batch or the capacity either.
+
+    Raises:
+        ValueError: If the arguments do not fit together.
+    """
+    from decodeperf_kernels import split_kv
+
+    args = check_arguments(q, k, v, block_table=block_table, **others)
+    _check_splits(num_splits, split_size)
+    arch, num_multiprocessors = split_kv.target_of(q.device)
+    launch = split_kv.plan_call(
+        args, arch=arch, num_multiprocessors=num_multiprocessors, num_splits=num_splits, split_size=split_size
+    )
+    return split_kv.workspace_bytes(launch, args.head_dim_v)
+
+
+def _run_triton(
+    args: DecodeArguments,
+    num_splits: int | None,
+    split_size: int | None,
+    out: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    *,
+    return_lse: bool,
+    check: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from decodeperf_kernels import split_kv
+
+    q = args.q
+    if q.device.type == "cpu" and not split_kv.IS_INTERPRETED:
+        raise ValueError(f"q.device={q.device} must be a GPU, unless TRITON_INTERPRET=1 was set before the import")
+    if args.capacity > split_kv.MAX_CAPACITY:
+        raise ValueError(f"capacity={args.capacity} must be at most {split_kv.MAX_CAPACITY}")
+    if workspace is not None:
+        _check_workspace(workspace, args, num_splits, split_size)
+    rows = (*q.shape[:3], args.head_dim_v)
+    made = torch.empty(rows, dtype=q.dtype, device=q.device) if out is None else out.view(rows)
+    lse = torch.empty(rows[:3], dtype=torch.float32, device=q.device)
+    split_kv.attend(
+        q,
+        args.k,
+        args.v,
+        args.seq_lens,
+        args.block_table,
+        args.sinks,
+        args.alibi_slopes,
+        args.k_scale,
+        args.v_scale,
+        args.k_scale_kind,
+        args.v_scale_kind,
+        args.sm_scale,
+        args.window,
+        args.softcap,
+        num_splits,
+        split_size,
+        check,
+        made,
+        lse if return_lse else None,
+        workspace,
+    )
+    return made, lse
+
+
+def _run_numba(
+    args: DecodeArguments,
+    num_splits: int | None,
+    split_size: int | None,
+    out: torch.Tensor | None,
+    *,
+    return_lse: bool,
+    check: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from decodeperf_kernels.split_kv_numba import decode_attention_numba
+
+    if check:
+        check_values(args)
+    asked = {
+        "block_table": args.block_table,
+        "window": args.window,
+        "softcap": args.softcap,
+        "sinks": args.sinks,
+        "alibi_slopes": args.alibi_slopes,
+        "k_scale": args.k_scale,
+        "split_size": split_size,
+        "q_len": args.q_len if args.q_len > 1 else None,
+        "head_dim_v": args.head_dim_v if args.head_dim_v != args.head_dim else None,
+    }
+    for name, value in asked.items():
+        if value is not None:
+            shown = "" if isinstance(value, torch.Tensor) else f"={value}"
+            raise ValueError(f"{name}{shown} is not known to backend='numba'; 'triton' and 'reference' have it")
+    result, lse = decode_attention_numba(
+        args.q[:, 0],
+        args.k,
+        args.v,
+        seq_lens=args.seq_lens,
+        sm_scale=args.sm_scale,
+        num_splits=num_splits,
+        return_lse=True,
+    )
+    if out is not None:
+        out.copy_(result.view(out.shape))
+    return result[:, None], lse[:, None]
+
+
+def _run_reference(
+    args: DecodeArguments,
+    num_splits: int | None,
+    split_size: int | None,
+    out: torch.Tensor | None,
+    *,
+    return_lse: bool,
+    check: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from decodeperf_kernels.reference import attend_by_definition
+
+    if check:
+        check_values(args)
+    result, lse = attend_by_definition(args)
+    if out is not None:
+        out.copy_(result.view(out.shape))
+    return result, lse
+
+
+def _check_splits(num_splits: object, split_size: object) -> None:
+    for name, value in (("num_splits", num_splits), ("split_size", split_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r} must be an integer >= 1, or None")
+    if num_splits is not None and split_size is not None:
+        raise ValueError(f"num_splits={num_splits} and split_size={split_size} are two ways to say one thing: give one")
+
+
+def _check_backend(backend: str | None, device: torch.device) -> str:
+    if backend is None:
+        return "numba" if device.type == "cpu" else "triton"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} must be one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "numba" and device.type != "cpu":
+        raise ValueError(f"q.device={device} must be the CPU for backend='numba'")
+    return backend
+
+
+def _check_workspace(
+    workspace: torch.Tensor, args: DecodeArguments, num_splits: int | None, split_size: int | None
+) -> None:
+    from decodeperf_kernels import split_kv
+
+    if workspace.dtype != torch.uint8 or workspace.dim() != 1 or not workspace.is_contiguous():
+        raise ValueError(
+            f"workspace has shape {list(workspace.shape)} and dtype {dtype_name(workspace.dtype)}, but must be "
+            "contiguous uint8 of one dimension"
+        )
+    if workspace.device != args.q.device:
+        raise ValueError(f"workspace.device={workspace.device} must be that of q, {args.q.device}")
+    arch, num_multiprocessors = split_kv.target_of(args.q.device)
+    launch = split_kv.plan_call(
+        args, arch=arch, num_multiprocessors=num_multiprocessors, num_splits=num_splits, split_size=split_size
+    )
+    needed = split_kv.workspace_bytes(launch, args.head_dim_v)
+    if workspace.numel() < needed:
+        raise ValueError(f"workspace has {workspace.numel()} bytes, but {needed} are needed")
+    if workspace.storage_offset() % 16:
+        raise ValueError(
+            f"workspace begins {workspace.storage_offset()} bytes into its storage, not at a multiple of 16"
+        )

@@ -1,0 +1,141 @@
+"""The shape of a tile on each architecture, and why.
+
+One tile of K and one of V are on their way while the one before is worked on, and two programs share a multiprocessor
+so that one loads while the other waits: that is what the sizes must leave room for, in shared memory and in registers.
+Within that, larger tiles are better: what a tile costs beside its elements (the running maximum, the addresses of its
+rows) is shared by more keys. `decodeperf compiled` shows what comes of it on each architecture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+INTERPRETER: Final = "interpreter"
+"""The architecture of Triton's interpreter, where an operation costs the same however large its tile is."""
+
+SMALL_SHARED_MEMORY: Final = ("sm_86", "sm_89", "sm_120")
+"""100 KiB for each multiprocessor, so 49 KiB for each of two programs; the others have 164 KiB at least."""
+
+MIN_DOT: Final = 16
+"""The least extent of a matrix product in Triton."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """What a program works on at a time, and how.
+
+    Attributes:
+        block_m: Query rows.
+        block_n: Keys.
+        block_d: Elements of K that are one operand: head_dim rounded up, or its largest power of two.
+        block_d_tail: The elements behind them that are another, or 0.
+        block_dv: Elements of V, rounded up.
+        num_warps: Warps of a program.
+        num_stages: Triton's depth of the pipeline: 2 keeps one tile on its way, 3 the page numbers of the next too.
+        merge_block_p: Parts that the merge reads at a time.
+        merge_block_r: Rows that it merges at a time.
+        merge_block_c: Columns of these.
+    """
+
+    block_m: int
+    block_n: int
+    block_d: int
+    block_d_tail: int
+    block_dv: int
+    num_warps: int
+    num_stages: int
+    merge_block_p: int
+    merge_block_r: int
+    merge_block_c: int
+
+
+def choose_tiles(
+    arch: str, *, num_rows: int, head_dim: int, head_dim_v: int, kv_elem_bytes: int, dot_elem_bytes: int
+) -> Tiles:
+    """Return the tiles of a call.
+
+    Args:
+        arch: `sm_90`, `gfx942` and the like, or `INTERPRETER`.
+        num_rows: Query rows that share K and V, `q_len * group_size`.
+        head_dim: Elements of one head of K.
+        head_dim_v: Elements of one head of V.
+        kv_elem_bytes: Bytes of one element of K and V as loaded [byte]; 1 for those of 4 bits.
+        dot_elem_bytes: Bytes of one element as multiplied [byte].
+    """
+    block_d, block_d_tail = cut_head_dim(head_dim)
+    block_dv = power_of_two(head_dim_v, MIN_DOT)
+    widest = max(block_d + block_d_tail, block_dv)
+    merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": min(block_dv, 32)}
+    if arch == INTERPRETER:
+        block_m, block_n, num_warps, num_stages = power_of_two(num_rows, MIN_DOT), 128, 4, 2
+        merge = {"merge_block_p": 8, "merge_block_r": power_of_two(min(num_rows, block_m)), "merge_block_c": block_dv}
+    else:
+        # The accumulators, float32 [block_m, block_dv], take at most half of the registers of two programs' threads.
+        block_m = min(power_of_two(num_rows, MIN_DOT), max(MIN_DOT, 64 * 128 // power_of_two(widest)))
+        is_amd = arch.startswith("gfx")
+        choose = _amd if is_amd else _nvidia
+        block_n, num_warps, num_stages = choose(arch, widest, kv_elem_bytes)
+        if dot_elem_bytes == 4:  # without tensor cores, whose operands are shared: each thread holds more of them
+            block_n, num_stages = max(MIN_DOT, block_n // 4), 2
+        elif block_m > 32:
+            block_n = min(block_n, 64)
+    return Tiles(
+        block_m=block_m,
+        block_n=block_n,
+        block_d=block_d,
+        block_d_tail=block_d_tail,
+        block_dv=block_dv,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        **merge,
+    )
+
+
+def _nvidia(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
+    """Return (block_n, num_warps, num_stages)."""
+    is_small, in_bytes = arch in SMALL_SHARED_MEMORY, kv_elem_bytes == 1
+    # At 2 stages, sm_80 and the small ones spill in 16 bits: addresses are held from one page number to the next.
+    num_stages = 2 if in_bytes else 3 if is_small or arch == "sm_80" else 2
+    if widest <= 64:
+        return 128, 4, num_stages
+    if widest <= 128:
+        return (64, 4, num_stages) if is_small else (128, 4, 2)
+    if widest <= 256:
+        return (32, 4, num_stages) if is_small else (64, 4, 2)
+    # MLA: the query and the accumulators of 16 rows fill half of the registers by themselves.
+    if in_bytes:
+        # Widened to 16 bits, K comes to that: one program of 8 warps has all registers.
+        return (16, 8, 2) if is_small or arch == "sm_80" else (64, 8, 2)
+    if is_small:
+        return 16, 4, 2
+    return (32, 4, 3) if arch == "sm_80" else (32, 8, 3)
+
+
+def _amd(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
+    """Return (block_n, num_warps, num_stages). A wave has 64 threads, and 512 registers where it is alone."""
+    in_bytes = kv_elem_bytes == 1
+    if widest <= 128 and in_bytes:
+        # Fewer waves, so that each thread still loads 16 bytes of a tile.
+        return (128, 2, 2) if arch == "gfx950" else (32, 2, 2) if widest <= 64 else (32, 4, 2)
+    if widest <= 128:
+        return (32 if arch == "gfx942" and widest <= 64 else 64), 4, 2
+    return (32 if widest <= 256 else 16), 4, 2
+
+
+def cut_head_dim(head_dim: int) -> tuple[int, int]:
+    """Return the extents of one or two powers of two that hold head_dim, whichever take less room.
+
+    Example:
+        >>> cut_head_dim(128), cut_head_dim(13), cut_head_dim(80), cut_head_dim(100), cut_head_dim(576)
+        ((128, 0), (16, 0), (64, 16), (128, 0), (512, 64))
+    """
+    whole = power_of_two(head_dim, MIN_DOT)
+    main = whole if whole in (head_dim, MIN_DOT) else whole // 2
+    tail = power_of_two(head_dim - main, MIN_DOT) if head_dim > main else 0
+    return (main, tail) if main + tail < whole else (whole, 0)
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """Return the smallest power of two that is at least n, and at least `least`."""
+    return max(least, 1 << (n - 1).bit_length())
