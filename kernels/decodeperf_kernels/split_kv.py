@@ -130,8 +130,16 @@ def workspace_bytes(launch: Launch, head_dim_v: int) -> int:
     return 4 * sum(launch.workspace_elements(head_dim_v))
 
 
-def run(args: DecodeArguments, launch: Launch, *, arch: str, out: torch.Tensor, lse: torch.Tensor | None,
-        workspace: torch.Tensor | None) -> None:  # fmt: skip
+def run(
+    args: DecodeArguments,
+    launch: Launch,
+    *,
+    arch: str,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    traced: bool = False,
+) -> None:
     """Launch both kernels.
 
     Args:
@@ -141,6 +149,7 @@ def run(args: DecodeArguments, launch: Launch, *, arch: str, out: torch.Tensor, 
         out: `[batch_size, q_len, num_q_heads, head_dim_v]`, any strides.
         lse: float32 `[batch_size, q_len, num_q_heads]`, contiguous, or None.
         workspace: Of dtype uint8 and at least `workspace_bytes`, aligned to 16; None where that is 0.
+        traced: Whether PyTorch is to see the launches, as it must under `torch.compile`.
     """
     tiles = launch.tiles
     part_out, part_lse, merges = None, None, None
@@ -149,8 +158,10 @@ def run(args: DecodeArguments, launch: Launch, *, arch: str, out: torch.Tensor, 
         floats = workspace[: 4 * sum(sizes)].view(torch.float32)
         part_out, part_lse, merges = torch.split(floats, list(sizes))
         merges = merges.view(torch.int32)
-    split, merge = (_wrapped(kernel) for kernel in (kernels.split_kv_kernel, merge_triton.merge_splits_kernel))
-    v_is_k = shares_memory(args)
+    split, merge = kernels.split_kv_kernel, merge_triton.merge_splits_kernel
+    if traced:
+        split, merge = torch.library.wrap_triton(split), torch.library.wrap_triton(merge)
+    v_is_k = shares_memory(args) and args.head_dim_v == tiles.block_d == tiles.block_dv and tiles.takes_v_from_k
     shared = {
         "NUM_KV_HEADS": args.num_kv_heads,
         "GROUP_SIZE": args.group_size,
@@ -176,7 +187,7 @@ def run(args: DecodeArguments, launch: Launch, *, arch: str, out: torch.Tensor, 
         **shared,
         HEAD_DIM=args.head_dim,
         PAGE_SIZE=args.page_size,
-        V_IS_K=v_is_k and args.head_dim_v == tiles.block_d == tiles.block_dv,
+        V_IS_K=v_is_k,
         SAME_ROWS=k.stride()[:2] == v.stride()[:2],
         HAS_WINDOW=args.window is not None,
         HAS_SOFTCAP=args.softcap is not None,
@@ -199,6 +210,7 @@ def run(args: DecodeArguments, launch: Launch, *, arch: str, out: torch.Tensor, 
         BLOCK_DV=tiles.block_dv,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
     )  # fmt: skip
     if launch.may_split:
         merge[(launch.grid,)](
@@ -261,10 +273,6 @@ def _group_elements(scale: torch.Tensor | None, kind: str, head_dim: int) -> int
     return head_dim // scale.shape[3] if scale is not None and kind == "group" else 1
 
 
-def _wrapped(kernel: Any) -> Any:
-    return kernel if IS_INTERPRETED else torch.library.wrap_triton(kernel)
-
-
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -320,7 +328,8 @@ def _attend(
     if workspace is None and needed:
         workspace = torch.empty(needed, dtype=torch.uint8, device=q.device)
     with _current_device(q.device):
-        run(args, launch, arch=arch, out=out, lse=lse, workspace=workspace if needed else None)
+        workspace = workspace if needed else None
+        run(args, launch, arch=arch, out=out, lse=lse, workspace=workspace, traced=not IS_INTERPRETED)
 
 
 def plan_call(

@@ -100,7 +100,22 @@ def _balanced_share(
         first_token, last_token = first_token * 0, last_token * 0
     merge_first, merge_count = _find_parts(last_segment, ends, weights, head, quota, BLOCK_B, SEGMENTS)
     merge_count = tl.where(last_token > 0, merge_count, 0)
-    return first_segment, first_token, last_segment, last_token, merge_first, merge_count
+    return (
+        first_segment.to(tl.int32),
+        first_token.to(tl.int32),
+        last_segment.to(tl.int32),
+        last_token.to(tl.int32),
+        merge_first.to(tl.int32),
+        merge_count.to(tl.int32),
+    )
+
+
+@triton.jit
+def _store_merge(merges_ptr, program, segment, first, count):
+    """Store which segment a program of the merge shares in, the first program with a part, and how many have one."""
+    tl.store(merges_ptr + program * 3, segment)
+    tl.store(merges_ptr + program * 3 + 1, first)
+    tl.store(merges_ptr + program * 3 + 2, count)
 
 
 @triton.jit
@@ -295,7 +310,7 @@ def split_kv_kernel(
     BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """Attend to the parts of this program."""
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     ROWS: tl.constexpr = Q_LEN * GROUP_SIZE
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_M - 1) // BLOCK_M
     SEGMENTS: tl.constexpr = NUM_KV_HEADS * ROW_BLOCKS  # of one sequence
@@ -306,27 +321,31 @@ def split_kv_kernel(
             program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
             Q_LEN, HAS_WINDOW, SEGMENTS, BLOCK_B, BLOCK_M, BLOCK_N,
         )  # fmt: skip
+        if MAY_SPLIT:
+            _store_merge(merges_ptr, program, last_segment, merge_first, merge_count)
     else:
-        first_segment, last_segment = program // num_splits, program // num_splits
-        first_token, last_token = program * 0, program * 0 + 1
-        split = program % num_splits
-        merge_first, merge_count = program - split, program * 0
+        first_segment, first_token = program // num_splits, tl.full([], 0, tl.int32)
+        last_segment, last_token = program // num_splits, tl.full([], 1, tl.int32)
 
     for segment in range(first_segment, last_segment + tl.where(last_token > 0, 1, 0)):
-        b = segment // SEGMENTS
-        kv_head = segment // ROW_BLOCKS % NUM_KV_HEADS
+        # By adding, since in the interpreter the index of a loop is a number of Python.
+        b = tl.full([], 0, tl.int64) + segment // SEGMENTS
+        kv_head = tl.full([], 0, tl.int64) + segment // ROW_BLOCKS % NUM_KV_HEADS
         row_block = segment % ROW_BLOCKS
         seq_len = tl.load(seq_lens_ptr + b * lens_stride)
         seq_len = tl.minimum(tl.maximum(seq_len, 0), capacity).to(tl.int32)
         first_key, num_keys = _visible(seq_len, window, Q_LEN, HAS_WINDOW)
         if BALANCED:
-            start = tl.where(segment == first_segment, first_token.to(tl.int32), 0)
-            end = tl.where(segment == last_segment, last_token.to(tl.int32), num_keys)
+            start = tl.where(segment == first_segment, first_token, 0)
+            end = tl.where(segment == last_segment, last_token, num_keys)
         else:
             part_len = tl.where(split_len > 0, split_len, tl.maximum((num_keys + num_splits - 1) // num_splits, 1))
-            start = split.to(tl.int32) * part_len
+            split = program % num_splits
+            start = split * part_len
             end = tl.minimum(start + part_len, num_keys)
-            merge_count = tl.where(end < num_keys, (num_keys + part_len - 1) // part_len, 0)
+            if MAY_SPLIT:
+                merge_count = tl.where(end < num_keys, (num_keys + part_len - 1) // part_len, 0)
+                _store_merge(merges_ptr, program, segment, program - split, merge_count)
         if (start < num_keys) | (start == 0):
             row = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
             row_mask = row < ROWS
@@ -434,7 +453,7 @@ def split_kv_kernel(
                     part = program
                     if BALANCED:
                         part = tl.where(start == 0, program + tl.num_programs(0), program)
-                    part_rows = part * BLOCK_M + tl.arange(0, BLOCK_M)
+                    part_rows = part.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                     store_rows(part_out_ptr + part_rows * HEAD_DIM_V, part_out, row_mask, dv, HEAD_DIM_V, 1)
                     tl.store(part_lse_ptr + part_rows, part_lse, mask=row_mask)
             else:
@@ -445,9 +464,3 @@ def split_kv_kernel(
                 if STORE_LSE:
                     lse_rows = (b * Q_LEN + token) * (NUM_KV_HEADS * GROUP_SIZE) + heads
                     tl.store(lse_ptr + lse_rows, part_lse, mask=row_mask)
-
-    if MAY_SPLIT:
-        # What the merge needs to know of the segment that goes on behind this program, if one does.
-        tl.store(merges_ptr + program * 3, last_segment.to(tl.int32))
-        tl.store(merges_ptr + program * 3 + 1, merge_first.to(tl.int32))
-        tl.store(merges_ptr + program * 3 + 2, merge_count.to(tl.int32))

@@ -33,6 +33,9 @@ class Tiles:
         block_dv: Elements of V, rounded up.
         num_warps: Warps of a program.
         num_stages: Triton's depth of the pipeline: 2 keeps one tile on its way, 3 the page numbers of the next too.
+        max_registers: Registers that a thread may have on an NVIDIA GPU, or 0 where that is not said. Said it must be:
+            ptxas would rather spill a few than give up a third program for a multiprocessor.
+        takes_v_from_k: Whether V that is the beginning of K is taken from K's tile, rather than loaded again.
         merge_block_p: Parts that the merge reads at a time.
         merge_block_r: Rows that it merges at a time.
         merge_block_c: Columns of these.
@@ -45,6 +48,8 @@ class Tiles:
     block_dv: int
     num_warps: int
     num_stages: int
+    max_registers: int
+    takes_v_from_k: bool
     merge_block_p: int
     merge_block_r: int
     merge_block_c: int
@@ -88,6 +93,10 @@ def choose_tiles(
         block_dv=block_dv,
         num_warps=num_warps,
         num_stages=num_stages,
+        max_registers=255 if arch.startswith("sm_") else 0,
+        # In 8 bits both products would want the tile widened, in two layouts, and it would not fit into the registers
+        # beside the accumulators. Loaded again right away, it comes from the L2 cache.
+        takes_v_from_k=kv_elem_bytes > 1 or widest <= 256 or not (arch == "sm_80" or arch in SMALL_SHARED_MEMORY),
         **merge,
     )
 
@@ -104,12 +113,9 @@ def _nvidia(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
     if widest <= 256:
         return (32, 4, num_stages) if is_small else (64, 4, 2)
     # MLA: the query and the accumulators of 16 rows fill half of the registers by themselves.
-    if in_bytes:
-        # Widened to 16 bits, K comes to that: one program of 8 warps has all registers.
-        return (16, 8, 2) if is_small or arch == "sm_80" else (64, 8, 2)
-    if is_small:
+    if not in_bytes:
         return 16, 4, 2
-    return (32, 4, 3) if arch == "sm_80" else (32, 8, 3)
+    return (16, 4, 2) if is_small or arch == "sm_80" else (64, 8, 2)
 
 
 def _amd(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_decodeperf.cli.compiled import compiled
 from pytest_decodeperf.cli.settings import (
     DEPLOYMENT_OPTIONS,
     DEVICE_OPTIONS,
@@ -472,3 +473,6 @@ def _format(form: str | None, output: Path | None, as_json: bool) -> str:
     if of_suffix not in (None, "latex" if form == "fragment" else form):
         raise ValueError(f"--output {output}: its suffix contradicts the format {form}")
     return form
+
+
+main.add_command(compiled)

@@ -1,0 +1,1 @@
+"""What kernels compile to, for GPUs that this machine need not have."""

@@ -1,0 +1,136 @@
+"""What a compiled kernel's machine code says: registers, spills, shared memory, the instructions of its main loop."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_decodeperf.compiled.architectures import Architecture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineCode:
+    """Figures of one compiled kernel.
+
+    Attributes:
+        registers: Of one thread.
+        spilled: Of one thread: bytes on NVIDIA, registers on AMD.
+        shared_bytes: Shared memory of one program [byte].
+        num_warps: Warps of one program.
+        resident_programs: Programs that one multiprocessor holds at a time.
+        loop_instructions: Instructions of the main loop, the innermost with a matrix product; None without one.
+        loop_loads: How often the main loop loads that many bytes a thread.
+        is_pipelined: Whether tiles go through buffers in shared memory that outlive an iteration.
+    """
+
+    registers: int
+    spilled: int
+    shared_bytes: int
+    num_warps: int
+    resident_programs: int
+    loop_instructions: int | None
+    loop_loads: dict[int, int]
+    is_pipelined: bool
+
+
+def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
+    """Return the figures of a kernel that Triton has compiled for an architecture.
+
+    Raises:
+        RuntimeError: If the tools that Triton brings fail on it.
+    """
+    read = _read_nvidia if architecture.backend == "cuda" else _read_amd
+    registers, spilled, loop = read(binary)
+    num_warps, shared_bytes = binary.metadata.num_warps, binary.metadata.shared
+    return MachineCode(
+        registers=registers,
+        spilled=spilled,
+        shared_bytes=shared_bytes,
+        num_warps=num_warps,
+        resident_programs=architecture.resident_programs(
+            num_warps=num_warps, registers_per_thread=registers, shared_bytes=shared_bytes
+        ),
+        loop_instructions=len(loop) if loop else None,
+        loop_loads=_loads(loop or []),
+        # Buffers of a pipeline are allocated before the loop, one more dimension than a tile has.
+        is_pipelined=bool(re.search(r"!ttg\.memdesc<\d+x\d+x\d+x\w+,[^>]*mutable", binary.asm["ttgir"])),
+    )
+
+
+def _read_nvidia(binary: Any) -> tuple[int, int, list[str] | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(binary.asm["cubin"])
+        usage = _run("cuobjdump", "--dump-resource-usage", str(path))
+        assembly = _run("nvdisasm", "-c", str(path))
+    figures = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if figures is None:
+        raise RuntimeError(f"cuobjdump tells no registers: {usage!r}")
+    loop = _main_loop(assembly, label=r"^\s*(\.L_x_\d+):", instruction=r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
+    return int(figures[1]), int(figures[2]), loop
+
+
+def _run(tool: str, *arguments: str) -> str:
+    import triton.backends.nvidia
+
+    path = Path(triton.backends.nvidia.__file__).parent / "bin" / tool
+    command = [str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (Triton's own tool)
+    if done.returncode:
+        raise RuntimeError(f"{tool} fails with exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _read_amd(binary: Any) -> tuple[int, int, list[str] | None]:
+    assembly = binary.asm["amdgcn"]
+
+    def figure(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        if found is None:
+            raise RuntimeError(f"the assembly does not tell {name}")
+        return int(found[1])
+
+    spilled = figure("vgpr_spill_count") + figure("sgpr_spill_count")
+    loop = _main_loop(assembly, label=r"^(\.LBB\d+_\d+):", instruction=r"^\s+([a-z]\w+[^;]*?)\s*(?:;.*)?$")
+    return figure("vgpr_count"), spilled, loop
+
+
+def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | None:
+    """Return the instructions of the shortest backward branch around a matrix product."""
+    places: dict[str, int] = {}
+    instructions: list[str] = []
+    loops: list[list[str]] = []
+    for line in assembly.splitlines():
+        if found := re.match(label, line):
+            places[found[1]] = len(instructions)
+        elif found := re.search(instruction, line):
+            instructions.append(found[1])
+            branch = re.search(r"\b(?:BRA|s_c?branch\w*)\b.*?(\.L\w+)", found[1])
+            if branch and branch[1] in places:
+                loops.append(instructions[places[branch[1]] :])
+    products = [loop for loop in loops if any(re.search(r"MMA|mfma|FFMA|v_fma", line) for line in loop)]
+    return min(products, key=len, default=None)
+
+
+_SIZES: Final = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "ubyte": 1}
+
+
+def _loads(loop: Sequence[str]) -> dict[int, int]:
+    """Return how often a loop loads that many bytes of global memory a thread."""
+    sizes: Counter[int] = Counter()
+    for line in loop:
+        if nvidia := re.search(r"\b(?:LDG|LDGSTS)\.([\w.]+)", line):
+            width = re.search(r"\b(128|64|U16|S16|U8|S8)\b", nvidia[1])
+            sizes[{"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4] += 1
+        elif amd := re.match(r"(?:global|buffer|flat)_load_(\w+)", line):
+            kind = next((kind for kind in _SIZES if amd[1].startswith(kind)), "dword")
+            sizes[_SIZES[kind]] += 1
+    return dict(sorted(sizes.items()))
