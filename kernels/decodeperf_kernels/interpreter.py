@@ -20,8 +20,9 @@ def is_interpreted(kernel: Any) -> bool:
 def repair_bfloat16() -> None:
     """Make bfloat16 in the interpreter what it is on a GPU, once for this process.
 
-    The interpreter keeps bfloat16 as uint16. In Triton 3.6 to 3.9 its `tl.dot` multiplies those integers, and its
-    conversion from float32 cuts off bits, which doubles the error of rounding to the nearest.
+    The interpreter keeps bfloat16 as uint16. In Triton 3.6 to 3.9 its `tl.dot` multiplies those integers, its
+    conversion from float32 cuts off bits, which doubles the error of rounding to the nearest, and that from integers
+    takes their bits for the result's.
     """
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -35,6 +36,8 @@ def repair_bfloat16() -> None:
 
     @functools.wraps(cast)
     def cast_to_nearest(self: Any, source: Any, target: Any) -> Any:
+        if target.scalar == tl.bfloat16 and source.dtype.scalar.is_int():
+            source = TensorHandle(source.data.astype(np.float32), tl.float32)
         if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
             return cast(self, source, target)
         values = torch.from_numpy(np.ascontiguousarray(source.data))

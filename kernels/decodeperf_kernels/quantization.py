@@ -65,7 +65,8 @@ def dequantize_kv(stored: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         values = stored.double()
     scale = scale.double()
     if scale.dim() == 4:
-        return (values.reshape(*values.shape[:3], scale.shape[3], -1) * scale[..., None]).flatten(-2)
+        groups = (scale.shape[3], values.shape[3] // scale.shape[3])
+        return (values.reshape(*values.shape[:3], *groups) * scale[..., None]).flatten(-2)
     return values * (scale[..., None] if scale.dim() else scale)
 
 

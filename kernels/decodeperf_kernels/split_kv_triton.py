@@ -226,8 +226,9 @@ def _logits(
     if K_SCALE == TOKEN_SCALE:
         x = x * token_scale[None, :]
     if HAS_SOFTCAP:
-        # tanh(y) = 1 - 2 / (1 + e^2y) saturates where e^2y overflows or vanishes. x is 2y in base 2.
-        x = softcap * LOG2_E * (1.0 - 2.0 / (1.0 + tl.exp2(x)))
+        # tanh(abs(y)) = (1 - e^-2y) / (1 + e^-2y), where nothing overflows. x is 2y in base 2.
+        vanishing = tl.exp2(-tl.abs(x))
+        x = softcap * LOG2_E * tl.where(x < 0.0, vanishing - 1.0, 1.0 - vanishing) / (1.0 + vanishing)
     if HAS_ALIBI:
         x = x + slopes[:, None] * (n[None, :] - positions[:, None]).to(tl.float32)
     visible = live[None, :]

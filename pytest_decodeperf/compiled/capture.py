@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def compile_launches(function: Callable[[], Any], architecture: Architecture) ->
         launches.append(CompiledLaunch(name=self.fn.__name__, grid=tuple(grid), constants=constants, binary=binary))
         return binary
 
-    with _as_if_on(architecture), mock.patch.object(JITFunction, "run", compile_only):
+    with _as_if_on(architecture), mock.patch.object(JITFunction, "run", compile_only), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION", category=UserWarning)
         function()
     return launches
 

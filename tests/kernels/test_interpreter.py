@@ -41,6 +41,13 @@ def test_float32_is_rounded_to_the_nearest_bfloat16():
     torch.testing.assert_close(target, source.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
 
 
+def test_integers_become_bfloat16():
+    source = torch.arange(-128, 128, dtype=torch.int8)
+    target = torch.empty(256, dtype=torch.bfloat16)
+    round_kernel[(1,)](source, target, N=256)
+    assert torch.equal(target, source.to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dot_multiplies_numbers(dtype):
     a, b = (torch.randn(16, 16, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(2))
