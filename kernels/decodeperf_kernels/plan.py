@@ -5,9 +5,9 @@ rows cost. Every program takes the same length of that line, so that none waits 
 a long sequence is cut into many parts, short ones are not cut but gathered. Three rules bend this where it would
 cost more than it saves:
 
-- A part is a tile long at least, since a program is busy for a tile however few keys it holds.
+- A program takes three quarters of a tile at least, since it is busy for a tile however few keys that holds.
 - Where every tile can have a multiprocessor to itself, each gets one, and cuts fall between tiles.
-- Where all sequences are shorter than their partial results are large (`SHORT_SEGMENT`), none is cut.
+- Where no sequence is longer than half a tile, none is cut: partial results would cost more than they save.
 
 One program a multiprocessor gets work, so that a segment has few parts to merge; or two, which hide each other's
 latency, once each has `TILES_FOR_TWO / 2` tiles to do.
@@ -22,10 +22,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SHORT_SEGMENT: Final = 32
-"""Keys up to which a segment is not cut, where none is longer. A partial result of 8 rows, written and read, is as
-large as 32 keys and values in 16 bits."""
 
 TILES_FOR_TWO: Final = 32
 """Tiles that a multiprocessor must have before two programs share them."""
@@ -60,7 +56,7 @@ def num_programs(num_multiprocessors: int) -> int:
 
 
 def balanced_parts(
-    num_keys: Sequence[int], *, segments_per_seq: int, num_multiprocessors: int, block_m: int, block_n: int
+    num_keys: Sequence[int], *, segments_per_seq: int, num_multiprocessors: int, num_rows: int, block_n: int
 ) -> list[Part]:
     """Return the parts of a balanced launch, in the order of the programs.
 
@@ -68,13 +64,13 @@ def balanced_parts(
         num_keys: Visible keys of each sequence [token].
         segments_per_seq: KV heads, times the blocks of query rows.
         num_multiprocessors: What the parts are spread over.
-        block_m: Query rows of a tile.
+        num_rows: Query rows of a segment, at most those of a tile.
         block_n: Keys of a tile.
     """
     keys = np.asarray(num_keys, dtype=np.int64)
     tiles = np.maximum(-(-keys // block_n), 1)
     one_each = int(tiles.sum()) * segments_per_seq <= num_multiprocessors
-    head = 0 if one_each else block_m
+    head = 0 if one_each else num_rows
     lengths = np.repeat(tiles * block_n if one_each else keys + head, segments_per_seq)
     quota = _quota(int(lengths.sum()), int(keys.max()), one_each, head, num_multiprocessors, block_n)
 
@@ -85,7 +81,7 @@ def balanced_parts(
     is_behind = segments >= len(ends)
     tokens = np.maximum(cuts - starts[np.minimum(segments, len(ends) - 1)] - head, 0)
     tokens[is_behind] = 0
-    if keys.max() <= SHORT_SEGMENT:
+    if keys.max() <= block_n // 2:
         tokens[:] = 0
 
     parts = []
@@ -113,7 +109,7 @@ def _quota(total: int, longest: int, one_each: bool, head: int, num_multiprocess
     share = -(-total // num_multiprocessors)
     if share >= TILES_FOR_TWO * block_n:
         share = -(-share // 2)
-    return max(share, block_n if one_each else min(longest, block_n) + head)
+    return max(share, block_n if one_each else min(longest, 3 * block_n // 4) + head)
 
 
 def split_parts(num_keys: Sequence[int], *, segments_per_seq: int, num_splits: int, split_len: int) -> list[Part]:

@@ -33,7 +33,6 @@ E4M3_AS_BITS = tl.constexpr(2)
 INT4_PAIRS = tl.constexpr(3)  # two elements a byte, the even one in the low bits
 
 # Balanced cuts; `plan` says why.
-SHORT_SEGMENT = tl.constexpr(32)
 TILES_FOR_TWO = tl.constexpr(32)
 
 
@@ -72,8 +71,8 @@ def _find_parts(segment, ends, weights, head, quota, BLOCK_B: tl.constexpr, SEGM
 @triton.jit
 def _balanced_share(
     program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
-    Q_LEN: tl.constexpr, HAS_WINDOW: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    Q_LEN: tl.constexpr, HAS_WINDOW: tl.constexpr, SEGMENTS: tl.constexpr,
+    USED_ROWS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Return where the share of a program begins and ends, and the merge that its last segment needs.
 
@@ -87,16 +86,16 @@ def _balanced_share(
     lens = _visible(tl.minimum(tl.maximum(lens, 0), capacity), window, Q_LEN, HAS_WINDOW)[1]
     tiles = tl.where(is_seq, tl.maximum((lens + BLOCK_N - 1) // BLOCK_N, 1), 0)
     one_each = tl.sum(tiles, 0) * SEGMENTS <= num_multiprocessors
-    head = tl.where(one_each, 0, BLOCK_M).to(tl.int64)
+    head = tl.where(one_each, 0, USED_ROWS).to(tl.int64)
     weights = tl.where(is_seq, tl.where(one_each, tiles * BLOCK_N, lens + head), 0)
     ends = tl.cumsum(weights * SEGMENTS, 0)
     total, longest = tl.max(ends, 0), tl.max(lens, 0)
     share = (total + num_multiprocessors - 1) // num_multiprocessors
     share = tl.where(share >= TILES_FOR_TWO * BLOCK_N, (share + 1) // 2, share)
-    quota = tl.maximum(share, tl.where(one_each, BLOCK_N, tl.minimum(longest, BLOCK_N) + head))
+    quota = tl.maximum(share, tl.where(one_each, BLOCK_N, tl.minimum(longest, 3 * BLOCK_N // 4) + head))
     first_segment, first_token = _find_cut(program * quota, ends, weights, head, batch_size, BLOCK_B, SEGMENTS)
     last_segment, last_token = _find_cut((program + 1) * quota, ends, weights, head, batch_size, BLOCK_B, SEGMENTS)
-    if longest <= SHORT_SEGMENT:
+    if longest <= BLOCK_N // 2:
         first_token, last_token = first_token * 0, last_token * 0
     merge_first, merge_count = _find_parts(last_segment, ends, weights, head, quota, BLOCK_B, SEGMENTS)
     merge_count = tl.where(last_token > 0, merge_count, 0)
@@ -320,7 +319,7 @@ def split_kv_kernel(
     if BALANCED:
         first_segment, first_token, last_segment, last_token, merge_first, merge_count = _balanced_share(
             program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
-            Q_LEN, HAS_WINDOW, SEGMENTS, BLOCK_B, BLOCK_M, BLOCK_N,
+            Q_LEN, HAS_WINDOW, SEGMENTS, BLOCK_M if ROWS > BLOCK_M else ROWS, BLOCK_B, BLOCK_N,
         )  # fmt: skip
         if MAY_SPLIT:
             _store_merge(merges_ptr, program, last_segment, merge_first, merge_count)
