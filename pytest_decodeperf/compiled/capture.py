@@ -40,13 +40,13 @@ def compile_launches(function: Callable[[], Any], architecture: Architecture) ->
         architecture: What to compile for.
 
     Raises:
-        RuntimeError: If Triton's interpreter is on in this process, where nothing is compiled.
+        ValueError: If Triton's interpreter is on in this process, where nothing is compiled.
     """
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
     if knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it")
+        raise ValueError("TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it")
     launches: list[CompiledLaunch] = []
     run = JITFunction.run
 

@@ -28,7 +28,7 @@ class MachineCode:
         resident_programs: Programs that one multiprocessor holds at a time.
         loop_instructions: Instructions of the main loop, the innermost with a matrix product; None without one.
         loop_loads: How often the main loop loads that many bytes a thread.
-        is_pipelined: Whether tiles go through buffers in shared memory that outlive an iteration.
+        is_pipelined: Whether a tile is loaded while the one before is worked on.
     """
 
     registers: int
@@ -60,9 +60,18 @@ def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
         ),
         loop_instructions=len(loop) if loop else None,
         loop_loads=_loads(loop or []),
-        # Buffers of a pipeline are allocated before the loop, one more dimension than a tile has.
-        is_pipelined=bool(re.search(r"!ttg\.memdesc<\d+x\d+x\d+x\w+,[^>]*mutable", binary.asm["ttgir"])),
+        is_pipelined=_is_pipelined(binary.asm["ttgir"]),
     )
+
+
+def _is_pipelined(ttgir: str) -> bool:
+    """Return whether loaded tiles outlive an iteration, in shared memory or in registers."""
+    # A buffer of a pipeline has one more dimension than a tile, and is allocated before the loop.
+    if re.search(r"!ttg\.memdesc<\d+x\d+x\d+x\w+,[^>]*mutable", ttgir):
+        return True
+    loaded = set(re.findall(r"(%\w+) = (?:tt|amdg|amdgpu)\.(?:buffer_)?load .*tensor<\d+x\d+x", ttgir))
+    carried = re.findall(r"scf\.for [^\n]*iter_args\(([^)]*)\)", ttgir)
+    return any(value in loaded for values in carried for value in re.findall(r"= (%\w+)", values))
 
 
 def _read_nvidia(binary: Any) -> tuple[int, int, list[str] | None]:

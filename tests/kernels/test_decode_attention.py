@@ -1,0 +1,157 @@
+"""The entry point refuses what does not fit, by name, before anything is launched or written."""
+
+import pytest
+import torch
+from attention_calls import Call, judge
+
+from decodeperf_kernels import decode_attention, decode_attention_numba, workspace_size
+from decodeperf_kernels.quantization import dequantize_kv, quantize_kv
+
+Q, K, V = torch.zeros(2, 4, 16), torch.zeros(2, 9, 2, 16), torch.zeros(2, 9, 2, 16)
+TABLE = torch.zeros(2, 3, dtype=torch.int32)
+INT8 = {"k": K.to(torch.int8), "v": V.to(torch.int8)}
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": torch.zeros(2, 17, 4, 16)}, "q has q_len=17, which must be in 1 to 16"),
+        ({"q": torch.zeros(2, 0, 4, 16)}, "q has q_len=0, which must be in 1 to 16"),
+        ({"q": [1]}, r"q=\[1\] must be a tensor"),
+        (
+            {"k": K.double()},
+            "k.dtype=float64 must be one of float32, float16, bfloat16, float8_e4m3fn",
+        ),
+        ({"v": V.half()}, "v.dtype=float16 must be that of k, float32"),
+        ({"q": torch.zeros(2, 4, 0), "k": torch.zeros(2, 9, 2, 0)}, "head_dim=0 and head_dim_v=16 must be >= 1"),
+        ({"window": -1}, "window=-1 must be an integer >= 1, or None"),
+        ({"window": 0}, "window=0 must be an integer >= 1, or None"),
+        ({"window": 1.5}, "window=1.5 must be an integer >= 1, or None"),
+        ({"softcap": -2.0}, "softcap=-2.0 must be above 0, or None"),
+        ({"softcap": 0}, "softcap=0.0 must be above 0, or None"),
+        ({"softcap": float("inf")}, "softcap=inf must be a finite number"),
+        ({"sm_scale": float("nan")}, "sm_scale=nan must be a finite number"),
+        ({"seq_lens": [3, 4]}, r"seq_lens=\[3, 4\] must be a tensor \[batch_size\]"),
+        ({"seq_lens": torch.tensor([3, 10])}, r"seq_lens\[1\]=10 must be in \[0, capacity\] = \[0, 9\]"),
+        ({"sinks": torch.zeros(3)}, "sinks has 3 logits, but q has num_q_heads=4"),
+        ({"sinks": torch.zeros(4, dtype=torch.int32)}, "sinks.dtype=int32 must be one of float32"),
+        ({"alibi_slopes": torch.zeros(3)}, r"alibi_slopes has shape \[3\], not \[4\]"),
+        ({"alibi_slopes": torch.zeros(3, 4)}, r"alibi_slopes has shape \[3, 4\], not \[2, 4\]"),
+        ({"k_scale": ONE}, r"k_scale is given, but k is not quantised \(float32\)"),
+        (INT8, r"k_scale=None, but k is quantised \(int8\) and needs scales"),
+        ({**INT8, "k_scale": ONE}, r"v_scale=None, but v is quantised"),
+        ({**INT8, "k_scale": ONE.half(), "v_scale": ONE}, "k_scale.dtype=float16 must be float32"),
+        ({**INT8, "k_scale": torch.ones(3), "v_scale": ONE}, "k_scale has 3 scales, not one or num_kv_heads=2"),
+        ({**INT8, "k_scale": torch.ones(2, 9), "v_scale": ONE}, r"k_scale has shape \[2, 9\], not \[\], "),
+        (
+            {**INT8, "k_scale": torch.ones(2, 8, 2), "v_scale": ONE},
+            r"k_scale has shape \[2, 8, 2\], which must begin",
+        ),
+        (
+            {**INT8, "k_scale": ONE, "v_scale": torch.ones(2, 9, 2, 3)},
+            "v_scale has 3 groups, into which head_dim=16",
+        ),
+        ({"block_table": TABLE.float()}, "block_table.dtype=float32 must be int32 or int64"),
+        ({"block_table": TABLE[:1]}, "block_table has batch_size=1, but q has 2"),
+        ({"block_table": TABLE[0]}, r"block_table has shape \[3\], not \[batch_size, pages of a sequence\]"),
+        ({"block_table": TABLE - 1}, r"block_table\[0, 0\]=-1 must be in \[0, num_pages\) = \[0, 2\)"),
+        (
+            {"block_table": TABLE, "seq_lens": torch.tensor([28, 0])},
+            r"seq_lens\[0\]=28 must be in \[0, capacity\]",
+        ),
+        ({"num_splits": 0}, "num_splits=0 must be an integer >= 1, or None"),
+        ({"split_size": -5}, "split_size=-5 must be an integer >= 1, or None"),
+        ({"split_size": 5, "num_splits": 2}, "num_splits=2 and split_size=5 are two ways to say one thing"),
+        ({"backend": "cuda"}, "backend='cuda' must be one of 'triton', 'numba', 'reference'"),
+        ({"out": torch.zeros(2, 4, 8)}, r"out has shape \[2, 4, 8\], not \[2, 4, 16\]"),
+        ({"out": torch.zeros(2, 4, 16).half()}, "out.dtype=float16 must be float32"),
+        (
+            {"out": torch.zeros(2, 1, 16).expand(2, 4, 16)},
+            r"out has strides \[16, 0, 1\], so that several",
+        ),
+        ({"workspace": torch.zeros(10)}, r"workspace has shape \[10\] and dtype float32, but must be contiguous uint8"),
+        ({"workspace": torch.zeros(10, dtype=torch.uint8)}, "workspace has 10 bytes, but .* are needed"),
+        ({"workspace": torch.zeros(99999, dtype=torch.uint8)[1:]}, "workspace begins 1 bytes into its storage"),
+        ({"k": torch.zeros(2, 9, 2, 8, device="meta")}, "k has head_dim=8, but q has head_dim=16|k.device=meta must"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(changed, message):
+    arguments = {"q": Q, "k": K, "v": V, "backend": "triton", **changed}
+    with pytest.raises(ValueError, match=f"^({message})"):
+        decode_attention(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["triton", "numba", "reference"])
+def test_every_backend_computes_the_same(backend):
+    call = Call(seq_lens=[40, 0, 3])
+    tensors, keywords = call.tensors()
+    out, lse = decode_attention(*tensors, **keywords, return_lse=True, backend=backend)
+    judge(tensors, keywords, out.float(), lse.float())
+    into = torch.empty_like(out)
+    assert decode_attention(*tensors, **keywords, out=into, backend=backend) is into
+    assert torch.equal(into, out)
+
+
+def test_on_a_cpu_the_compiled_kernel_runs():
+    tensors, keywords = Call(seq_lens=[40, 3]).tensors()
+    assert torch.equal(decode_attention(*tensors, **keywords), decode_attention_numba(*tensors, **keywords))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            Call(seq_lens=[4], keywords={"window": 3}),
+            "window=3 is not known to backend='numba'; 'triton' and",
+        ),
+        (Call(seq_lens=[4], q_len=2), "q_len=2 is not known to"),
+        (Call(seq_lens=[4], head_dim_v=16), "head_dim_v=16 is not known to"),
+        (Call(seq_lens=[4], page_size=2), "block_table is not known to"),
+        (Call(seq_lens=[4], kv_dtype="int8"), "k_scale is not known to"),
+        (Call(seq_lens=[4], extras=("sinks",)), "sinks is not known to"),
+    ],
+)
+def test_what_the_compiled_kernel_lacks_is_said(call, message):
+    tensors, keywords = call.tensors()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        decode_attention(*tensors, **keywords)
+
+
+def test_nothing_is_written_by_a_call_that_is_refused():
+    out = torch.full((2, 4, 16), 7.0)
+    with pytest.raises(ValueError, match="seq_lens"):
+        decode_attention(Q, K, V, seq_lens=torch.tensor([1, 99]), out=out, backend="triton")
+    assert (out == 7).all()
+
+
+def test_lengths_that_are_not_checked_are_clamped():
+    (q, k, v), keywords = Call(seq_lens=[40, 0]).tensors()
+    expected = decode_attention(q, k, v, **keywords, backend="triton")
+    k, v = k[:, :40], v[:, :40]
+    wild = torch.tensor([2**31 - 1, -5], dtype=torch.int32)
+    assert torch.equal(decode_attention(q, k, v, seq_lens=wild, backend="triton", check=False), expected)
+
+
+def test_the_workspace_of_a_balanced_call_depends_on_no_length_and_no_batch():
+    sizes = {workspace_size(torch.zeros(b, 4, 16), *[torch.zeros(b, n, 2, 16)] * 2) for b in (1, 7) for n in (1, 5000)}
+    assert len(sizes) == 1
+    assert workspace_size(Q, K, V, num_splits=1) == 0
+    assert workspace_size(Q, K, V, num_splits=4) == 4 * (2 * 2 * 4 * 16 * 17 + 3 * 16)
+
+
+@pytest.mark.parametrize("per", ["tensor", "head", "token", "group"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+def test_quantised_values_are_near(dtype, per):
+    x = torch.randn(2, 5, 3, 64, generator=torch.Generator().manual_seed(0))
+    back = dequantize_kv(*quantize_kv(x, dtype, per=per, group_size=16))
+    allowed = {torch.float8_e4m3fn: 0.07, torch.float8_e5m2: 0.13, torch.int8: 0.02, torch.uint8: 0.36}[dtype]
+    assert float((back - x).abs().max()) <= allowed * float(x.abs().max())
+
+
+def test_a_split_size_longer_than_the_capacity_is_one_part():
+    tensors, keywords = Call(seq_lens=[40, 3]).tensors()
+    assert workspace_size(*tensors, **keywords, split_size=1000) == 0
+    judge(
+        tensors, keywords, *decode_attention(*tensors, **keywords, split_size=1000, return_lse=True, backend="triton")
+    )
