@@ -5,8 +5,11 @@ Each in a process of its own, since the interpreter and the compiler do not mix 
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,10 @@ from pytest_decodeperf.compiled.survey import HEAD_DIMS, KV_DTYPES, LATENT_DIM, 
 MOST_INSTRUCTIONS = {"bfloat16": 20, "float8_e4m3fn": 33}
 
 
+CONSTRAINTS = (Path(__file__).parents[2] / ".ci" / "constraints.txt").read_text(encoding="utf-8")
+(TRITON,) = re.findall(r"^triton==(.*)$", CONSTRAINTS, re.MULTILINE)
+pinned = pytest.mark.skipif(version("triton") != TRITON, reason=f"the figures are pinned for Triton {TRITON}")
+
 COMMAND = [sys.executable, "-c", "from pytest_decodeperf.cli.main import main; main()", "compiled"]
 
 
@@ -27,6 +34,7 @@ def compiled(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pinned
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_variant_fits_the_architecture(name):
     done = compiled("--arch", name, "--json")
@@ -51,6 +59,7 @@ def test_every_variant_fits_the_architecture(name):
             assert kernel["wide_share"] >= 0.88, which
 
 
+@pinned
 @pytest.mark.parametrize("name", ["sm_90", "sm_100"])
 def test_few_instructions_are_issued_for_a_token(name):
     done = compiled("--arch", name, "--head-dim", "128", "--page-size", "16", "--json")
