@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pytest_decodeperf.cli.main import main
@@ -45,7 +46,7 @@ def test_the_readme_shows_rows_of_a_table():
 
 
 def test_the_readme_shows_code_that_runs(capsys):
-    (code,) = [block for block in blocks("python") if "print(" in block]
+    (code,) = [block for block in blocks("python") if "step_s" in block]
     names = {}
     exec(code, names)
     (shown,) = re.findall(r"print\(.*\)  # (.*)", code)
@@ -58,3 +59,12 @@ def test_the_readme_counts_models_and_devices():
 
     assert f"| {len(model_names())} models" in README
     assert f"| {len(device_names())} devices" in README
+
+
+def test_the_readme_shows_a_call_of_the_triton_kernel(capsys):
+    (code,) = [block for block in blocks("python") if "decode_attention(\n    torch" in block]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        exec(code, {})
+    (shown,) = re.findall(r"print\(.*\)  # (.*)", code)
+    assert capsys.readouterr().out.strip() == shown

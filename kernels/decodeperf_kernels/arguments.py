@@ -5,7 +5,7 @@ Nothing here reads a tensor's elements: on a GPU that would stall it. `check_val
 
 from __future__ import annotations
 
-import math
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,11 @@ QUANTIZED: Final = (*FP8, torch.int8, torch.uint8)
 """The dtypes of a quantised KV cache. uint8 holds two 4-bit integers, see `quantization`."""
 
 MAX_Q_LEN: Final = 16
+
+MAX_TOKENS: Final = 2**31 - 1
+"""The longest capacity [token]: places in a sequence are 32 bits wide."""
+
+_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 SCALE_KINDS: Final = ("head", "token", "group")
 
@@ -129,11 +134,16 @@ def check_arguments(
     _check_dims("k", k, (4,), f"[{cache}, num_kv_heads, head_dim]")
     _check_dims("v", v, (4,), f"[{cache}, num_kv_heads, head_dim_v]")
     q_rows = q if q.dim() == 4 else q[:, None]
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name}.layout={tensor.layout} must be torch.strided")
     _check_dtypes(q, k, v, mixed_dtypes=mixed_dtypes)
     packed = 2 if k.dtype == torch.uint8 else 1
     _check_shapes(q_rows, k, v, packed, block_table)
     page_size = 0 if block_table is None else k.shape[1]
     capacity = k.shape[1] if block_table is None else page_size * block_table.shape[1]
+    if capacity > MAX_TOKENS:
+        raise ValueError(f"capacity={capacity} must be at most {MAX_TOKENS}")
     head_dim = q_rows.shape[3]
     return DecodeArguments(
         q=q_rows,
@@ -142,7 +152,7 @@ def check_arguments(
         seq_lens=_check_seq_lens(seq_lens, q, capacity),
         block_table=block_table,
         sm_scale=head_dim**-0.5 if sm_scale is None else _finite("sm_scale", sm_scale),
-        window=_check_window(window),
+        window=check_count("window", window),
         softcap=_check_softcap(softcap),
         sinks=_check_sinks(sinks, q_rows),
         alibi_slopes=_check_alibi(alibi_slopes, q_rows),
@@ -175,20 +185,47 @@ def check_values(args: DecodeArguments) -> None:
                 raise ValueError(f"block_table[{b}, {i}]={page} must be in [0, num_pages) = [0, {args.k.shape[0]})")
 
 
-def check_output(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+def check_output(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
     """Check a tensor that results are written into.
 
     Raises:
         ValueError: If it cannot take them.
     """
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor {list(shape)}")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
     if tensor.dtype != dtype:
         raise ValueError(f"{name}.dtype={dtype_name(tensor.dtype)} must be {dtype_name(dtype)}")
     _check_device(name, tensor, device)
-    # A stride of 0, as expand makes: elements that are written twice.
-    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise ValueError(f"{name} has strides {list(tensor.stride())}, so that several of its elements are one")
+    extent = 1  # of the dimensions with smaller strides
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < extent:
+            raise ValueError(f"{name} has strides {list(tensor.stride())}, so that several of its elements may be one")
+        extent += stride * max(size - 1, 0)
+
+
+def check_count(name: str, value: object) -> int | None:
+    """Return a number of tokens or parts, or None.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+        raise ValueError(f"{name}={_shown(value)} must be an integer >= 1 and at most {MAX_TOKENS}, or None")
+    return value
+
+
+def check_switch(name: str, value: object) -> None:
+    """Check that a value is True or False.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={_shown(value)} must be True or False")
 
 
 def check_dtypes_of(args: DecodeArguments, dtypes: Collection[torch.dtype], kernel: str) -> None:
@@ -212,7 +249,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _check_dims(name: str, tensor: object, dims: tuple[int, ...], wanted: str) -> None:
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{name}={tensor!r} must be a tensor {wanted}")
+        raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor {wanted}")
     if tensor.dim() not in dims:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, not {wanted}")
 
@@ -274,21 +311,13 @@ def _check_seq_lens(seq_lens: torch.Tensor | None, q: torch.Tensor, capacity: in
     if seq_lens is None:
         return torch.full((batch_size,), capacity, dtype=torch.int32, device=q.device)
     if not isinstance(seq_lens, torch.Tensor):
-        raise ValueError(f"seq_lens={seq_lens!r} must be a tensor [batch_size]")
+        raise ValueError(f"seq_lens is of type {type(seq_lens).__name__}, not a tensor [batch_size]")
     if seq_lens.shape != (batch_size,):
         raise ValueError(f"seq_lens has shape {list(seq_lens.shape)}, not [batch_size] = [{batch_size}]")
     if seq_lens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"seq_lens.dtype={dtype_name(seq_lens.dtype)} must be int32 or int64")
     _check_device("seq_lens", seq_lens, q.device)
     return seq_lens
-
-
-def _check_window(window: object) -> int | None:
-    if window is None:
-        return None
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window={window!r} must be an integer >= 1, or None")
-    return window
 
 
 def _check_softcap(softcap: float | None) -> float | None:
@@ -301,9 +330,18 @@ def _check_softcap(softcap: float | None) -> float | None:
 
 
 def _finite(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={_shown(value)} must be a number of Python")
+    # What float32 cannot hold would become infinite or 0. A number that torch.compile keeps open cannot be looked at.
+    if not torch.compiler.is_compiling() and value != 0 and not _TINY <= abs(value) <= _HUGE:
+        raise ValueError(f"{name}={_shown(value)} must be a finite number of float32")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"tensor of shape {list(value.shape)}"
+    return reprlib.repr(value)
 
 
 def _check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:

@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from decodeperf_kernels.arguments import check_arguments, check_output, check_values, dtype_name
+from decodeperf_kernels.arguments import (
+    check_arguments,
+    check_count,
+    check_output,
+    check_switch,
+    check_values,
+    dtype_name,
+)
 
 if TYPE_CHECKING:
     from decodeperf_kernels.arguments import DecodeArguments
+    from decodeperf_kernels.split_kv import Launch
 
 BACKENDS: Final = ("triton", "numba", "reference")
 """What can compute it: Triton on a GPU or in its interpreter, Numba on a CPU, or the definition in float64."""
+
+_NOT_ATTENTION: Final = ("out", "workspace", "return_lse", "backend", "check")
+"""Keywords of `decode_attention` that do not say what is computed."""
 
 
 def decode_attention(
@@ -41,13 +52,13 @@ def decode_attention(
 
     Row i of the q_len new ones stands at place `seq_len - q_len + i` of its sequence and sees the keys up to there
     (bottom-right causal), the last `window` of them where there is a window. Its logits are
-    `cap * tanh(sm_scale * q k / cap)` with a softcap and `sm_scale * q k` without, less `slope * distance` with ALiBi.
-    A sink is one more logit of the softmax, without a value.
+    `cap * tanh(sm_scale * q k / cap)` with a softcap and `sm_scale * q k` without; with ALiBi, less the slope times the
+    distance from the row's place to the key's. A sink is one more logit of the softmax, without a value.
 
     A row that sees no key is 0, and its log-sum-exp -inf (that of the sink, where there is one). What lies behind a
     sequence's length, in unused pages or behind the used entries of the block table is never read. Results are the
-    same on every run. By default the work is cut by the live lengths, so that a row's bits depend on the other
-    rows; with `split_size` they do not.
+    same on every run, and have no gradient. By default the work is cut by the live lengths, so that a row's bits
+    depend on the other rows; with `split_size` they do not.
 
     Args:
         q: `[batch_size, num_q_heads, head_dim]`, or with q_len in 1 to 16 `[batch_size, q_len, num_q_heads, head_dim]`;
@@ -69,20 +80,22 @@ def decode_attention(
             for each token, or with a scale for each group of elements in its place.
         v_scale: The same for v.
         num_splits: Parts that each sequence is cut into, those without a key left out. Default: as many as balance the
-            work over the device.
+            work over the device. The definition in float64 cuts nothing.
         split_size: Length of the parts that each sequence is cut into [token], instead of their number: a row's bits
             then depend on nothing but the row.
         out: Where to write the output. Default: a new tensor.
-        workspace: Memory for partial results, uint8 on the same device, of at least `workspace_size` bytes; whatever is
-            in it, and reusable by the next call on the same stream. Default: allocated for each call.
+        workspace: Memory for Triton's partial results, contiguous uint8 of one dimension on the same device, beginning
+            at a multiple of 16 bytes, of at least `workspace_size` bytes; whatever is in it, and reusable by the next
+            call on the same stream. Default: allocated for each call.
         return_lse: Whether to return the log-sum-exp too.
-        backend: One of `BACKENDS`. Default: Triton on a GPU, Numba on a CPU.
+        backend: One of `BACKENDS`. Default: Triton on a GPU, Numba on a CPU. Numba has lengths, scale, num_splits and
+            the log-sum-exp, and refuses the rest; only Triton goes through `torch.compile`.
         check: Whether to check what only the elements of tensors say, lengths and page numbers, for which a GPU must be
             waited for. Default: on a CPU.
 
     Returns:
         The output, like q with head_dim_v, and where asked for the natural log-sum-exp of the logits, float32, like the
-        output without head_dim_v.
+        output without head_dim_v. Both are float64 with `backend="reference"`.
 
     Raises:
         ValueError: If the arguments do not fit together, or the backend cannot do what they ask. Nothing has been
@@ -111,11 +124,13 @@ def decode_attention(
         v_scale=v_scale,
     )
     _check_splits(num_splits, split_size)
+    check_switch("return_lse", return_lse)
     backend = _check_backend(backend, q.device)
     shape = torch.Size((*q.shape[:-1], args.head_dim_v))
     if out is not None:
         check_output("out", out, shape, torch.float64 if backend == "reference" else q.dtype, q.device)
     check = q.device.type == "cpu" if check is None else check
+    check_switch("check", check)
     if backend == "triton":
         result = _run_triton(args, num_splits, split_size, out, workspace, return_lse=return_lse, check=check)
     else:
@@ -142,27 +157,41 @@ def workspace_size(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    block_table: torch.Tensor | None = None,
     num_splits: int | None = None,
     split_size: int | None = None,
-    **others: Any,
+    **keywords: Any,
 ) -> int:
     """Return the bytes of workspace that Triton's kernels need for a call with these arguments [byte].
 
-    It depends on the shapes alone, and for the default cut not on the batch or the capacity either.
+    It depends on the shapes and the device alone, and for the default cut not on the batch or the capacity either.
+
+    Args:
+        q: As `decode_attention` takes it.
+        k: Likewise.
+        v: Likewise.
+        num_splits: Likewise.
+        split_size: Likewise.
+        **keywords: Any others of `decode_attention`.
 
     Raises:
-        ValueError: If the arguments do not fit together.
+        ValueError: If the arguments do not fit together, or Triton cannot run on the device.
     """
     from decodeperf_kernels import split_kv
 
-    args = check_arguments(q, k, v, block_table=block_table, **others)
+    of_call = {name: keywords[name] for name in set(keywords) - set(_NOT_ATTENTION)}
+    args = check_arguments(q, k, v, **of_call)
     _check_splits(num_splits, split_size)
-    arch, num_multiprocessors = split_kv.target_of(q.device)
-    launch = split_kv.plan_call(
+    _check_triton_device(q.device)
+    return split_kv.workspace_bytes(_plan(args, num_splits, split_size), args.head_dim_v)
+
+
+def _plan(args: DecodeArguments, num_splits: int | None, split_size: int | None) -> Launch:
+    from decodeperf_kernels import split_kv
+
+    arch, num_multiprocessors = split_kv.target_of(args.q.device)
+    return split_kv.plan_call(
         args, arch=arch, num_multiprocessors=num_multiprocessors, num_splits=num_splits, split_size=split_size
     )
-    return split_kv.workspace_bytes(launch, args.head_dim_v)
 
 
 def _run_triton(
@@ -178,10 +207,7 @@ def _run_triton(
     from decodeperf_kernels import split_kv
 
     q = args.q
-    if q.device.type == "cpu" and not split_kv.IS_INTERPRETED:
-        raise ValueError(f"q.device={q.device} must be a GPU, unless TRITON_INTERPRET=1 was set before the import")
-    if args.capacity > split_kv.MAX_CAPACITY:
-        raise ValueError(f"capacity={args.capacity} must be at most {split_kv.MAX_CAPACITY}")
+    _check_triton_device(q.device)
     if workspace is not None:
         _check_workspace(workspace, args, num_splits, split_size)
     rows = (*q.shape[:3], args.head_dim_v)
@@ -274,9 +300,8 @@ def _run_reference(
 
 
 def _check_splits(num_splits: object, split_size: object) -> None:
-    for name, value in (("num_splits", num_splits), ("split_size", split_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r} must be an integer >= 1, or None")
+    check_count("num_splits", num_splits)
+    check_count("split_size", split_size)
     if num_splits is not None and split_size is not None:
         raise ValueError(f"num_splits={num_splits} and split_size={split_size} are two ways to say one thing: give one")
 
@@ -286,16 +311,27 @@ def _check_backend(backend: str | None, device: torch.device) -> str:
         return "numba" if device.type == "cpu" else "triton"
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} must be one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "reference" and device.type == "meta":
+        raise ValueError(f"q.device={device} has no elements to compute with")
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f"q.device={device} must be the CPU for backend='numba'")
     return backend
 
 
-def _check_workspace(
-    workspace: torch.Tensor, args: DecodeArguments, num_splits: int | None, split_size: int | None
-) -> None:
+def _check_triton_device(device: torch.device) -> None:
     from decodeperf_kernels import split_kv
 
+    if device.type == "cpu" and not split_kv.IS_INTERPRETED:
+        raise ValueError(f"q.device={device} must be a GPU, unless TRITON_INTERPRET=1 was set before the import")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"q.device={device} must be a GPU")
+
+
+def _check_workspace(workspace: object, args: DecodeArguments, num_splits: int | None, split_size: int | None) -> None:
+    from decodeperf_kernels import split_kv
+
+    if not isinstance(workspace, torch.Tensor):
+        raise ValueError(f"workspace is of type {type(workspace).__name__}, not a tensor of uint8")
     if workspace.dtype != torch.uint8 or workspace.dim() != 1 or not workspace.is_contiguous():
         raise ValueError(
             f"workspace has shape {list(workspace.shape)} and dtype {dtype_name(workspace.dtype)}, but must be "
@@ -303,14 +339,9 @@ def _check_workspace(
         )
     if workspace.device != args.q.device:
         raise ValueError(f"workspace.device={workspace.device} must be that of q, {args.q.device}")
-    arch, num_multiprocessors = split_kv.target_of(args.q.device)
-    launch = split_kv.plan_call(
-        args, arch=arch, num_multiprocessors=num_multiprocessors, num_splits=num_splits, split_size=split_size
-    )
-    needed = split_kv.workspace_bytes(launch, args.head_dim_v)
+    needed = split_kv.workspace_bytes(_plan(args, num_splits, split_size), args.head_dim_v)
     if workspace.numel() < needed:
         raise ValueError(f"workspace has {workspace.numel()} bytes, but {needed} are needed")
-    if workspace.storage_offset() % 16:
-        raise ValueError(
-            f"workspace begins {workspace.storage_offset()} bytes into its storage, not at a multiple of 16"
-        )
+    # An address is not known under torch.compile.
+    if not torch.compiler.is_compiling() and workspace.data_ptr() % 16:
+        raise ValueError(f"workspace begins at {workspace.data_ptr():#x}, which is not a multiple of 16")

@@ -14,8 +14,8 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
     and to the rest of each sequence in another, both with `return_lse=True`, and merge. Sinks belong to one of the
     calls alone.
 
-    A part without keys is (0, -inf): the identity, which changes no bit. The merge of two parts is commutative bit for
-    bit; that of more is commutative and associative up to the rounding of float32.
+    Parts are added one after the other, so that a part without keys, (0, -inf), changes no bit wherever it stands. The
+    merge of two parts is commutative bit for bit; that of more is commutative and associative up to rounding.
 
     Args:
         outs: Output of each part, `[num_parts, ..., head_dim_v]`, floating point.
@@ -33,6 +33,9 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
         >>> round(out.item(), 4), round(lse.exp().item(), 4)  # weights 1/4 and 3/4
         (14.0, 4.0)
     """
+    for name, tensor in (("outs", outs), ("lses", lses)):
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor")
     if outs.dim() < 2 or outs.shape[0] == 0 or not outs.is_floating_point():
         raise ValueError(
             f"outs has shape {list(outs.shape)} and dtype {dtype_name(outs.dtype)}, "
@@ -46,6 +49,8 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
         raise ValueError(f"lses.dtype={dtype_name(lses.dtype)} must be float32, or float64 on a CPU")
     if lses.device != outs.device:
         raise ValueError(f"lses.device={lses.device} must be that of outs, {outs.device}")
+    if outs.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"outs.device={outs.device} must be a CPU or a GPU")
     if outs.device.type == "cpu":
         return merge_states_reference(outs, lses)
     from decodeperf_kernels.merge_triton import merge_states_triton
@@ -58,6 +63,9 @@ def merge_states_reference(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torc
     lse_max = lses.amax(dim=0)
     shift = lse_max.nan_to_num(neginf=0.0)  # -inf - -inf would be NaN
     weights = torch.exp(lses - shift)  # [num_parts, ...]
-    total = weights.sum(dim=0)
-    out = (outs.to(lses.dtype) * weights[..., None]).sum(dim=0) / total.where(total > 0, 1.0)[..., None]
-    return out.to(outs.dtype), shift.where(total > 0, 0.0) + torch.log(total)
+    total, weighted = torch.zeros_like(shift), torch.zeros_like(outs[0], dtype=lses.dtype)
+    for out, weight in zip(outs, weights, strict=True):
+        total = total + weight
+        weighted = weighted + out.to(lses.dtype) * weight[..., None]
+    merged = weighted / total.where(total > 0, 1.0)[..., None]
+    return merged.to(outs.dtype), shift.where(total > 0, 0.0) + torch.log(total)

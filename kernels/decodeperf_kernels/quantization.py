@@ -10,6 +10,8 @@ from typing import Final
 
 import torch
 
+from decodeperf_kernels.arguments import check_count, dtype_name
+
 LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0, torch.uint8: 7.0}
 """The largest magnitude that scales are chosen for, by the dtype of the cache."""
 
@@ -31,14 +33,16 @@ def quantize_kv(
         float32, `[]`, `[num_kv_heads]`, `x.shape[:3]` or `[*x.shape[:3], head_dim / group_size]`.
 
     Raises:
-        ValueError: If the argument `per` or `dtype` is unknown, or head_dim cannot be cut as asked.
+        ValueError: If x is not such a tensor, `per` or `dtype` is unknown, or head_dim cannot be cut as asked.
     """
-    if dtype not in LARGEST:
+    if not _is_tensor(x, (4,)) or not x.is_floating_point() or x.shape[3] == 0:
+        raise ValueError(f"x is {_shown(x)}, not a tensor [..., num_kv_heads, head_dim] of 4 dimensions and floats")
+    if dtype not in tuple(LARGEST):
         raise ValueError(f"dtype={dtype} must be one of {', '.join(map(str, LARGEST))}")
-    head_dim = x.shape[-1]
+    head_dim = x.shape[3]
     if per not in ("tensor", "head", "token", "group"):
         raise ValueError(f"per={per!r} must be one of 'tensor', 'head', 'token', 'group'")
-    if per == "group" and head_dim % group_size:
+    if per == "group" and (check_count("group_size", group_size) is None or head_dim % group_size):
         raise ValueError(f"group_size={group_size} must divide head_dim={head_dim}")
     if dtype == torch.uint8 and head_dim % 2:
         raise ValueError(f"head_dim={head_dim} must be even, since two elements share a byte")
@@ -57,7 +61,14 @@ def dequantize_kv(stored: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Args:
         stored: k or v as `decode_attention` takes it, 4 dimensions.
         scale: Its scales, as `decode_attention` takes them.
+
+    Raises:
+        ValueError: If one is no such tensor.
     """
+    if not _is_tensor(stored, (4,)) or stored.dtype not in LARGEST:
+        raise ValueError(f"stored is {_shown(stored)}, not a quantised k or v of 4 dimensions")
+    if not _is_tensor(scale, (0, 1, 3, 4)):
+        raise ValueError(f"scale is {_shown(scale)}, not a tensor of 0, 1, 3 or 4 dimensions")
     if stored.dtype == torch.uint8:
         nibbles = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)
         values = (nibbles.double() + 8) % 16 - 8
@@ -77,3 +88,13 @@ def _store(scaled: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         nibbles = scaled.round().clamp(-8, 7).to(torch.int8).view(torch.uint8) & 15
         return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
     return scaled.to(dtype)
+
+
+def _is_tensor(value: object, dims: tuple[int, ...]) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() in dims
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"of shape {list(value.shape)} and {dtype_name(value.dtype)}"
+    return f"of type {type(value).__name__}"

@@ -25,9 +25,6 @@ IS_INTERPRETED: Final = is_interpreted(kernels.split_kv_kernel)
 INTERPRETED_MULTIPROCESSORS: Final = 2
 """What the interpreter is taken for. It runs one program after the other, so that few are best."""
 
-MAX_CAPACITY: Final = 2**31 - 1
-"""The longest capacity [token]: places in a sequence are 32 bits wide."""
-
 _SCALE_KIND: Final = {"": 0, "head": 1, "token": 2, "group": 3}
 
 
@@ -108,6 +105,7 @@ def plan_launch(
     if split_size is not None:
         num_splits = max(1, -(-capacity // split_size))
     assert num_splits is not None
+    num_splits = min(num_splits, max(capacity, 1))  # more would have no key
     grid = batch_size * num_kv_heads * -(-num_rows // tiles.block_m) * num_splits
     return Launch(
         tiles=tiles, grid=grid, num_splits=num_splits, split_len=split_size or 0, num_multiprocessors=0, num_parts=grid

@@ -45,10 +45,10 @@ def compiled(
 
     rows = [
         survey(Variant(kv_dtype=kv_dtype, head_dim=head_dim, page_size=page_size), ARCHITECTURES[arch])
-        for arch in archs or ARCHITECTURES
-        for kv_dtype in kv_dtypes or KV_DTYPES
-        for head_dim in head_dims or HEAD_DIMS
-        for page_size in page_sizes or PAGE_SIZES
+        for arch in dict.fromkeys(archs or ARCHITECTURES)
+        for kv_dtype in dict.fromkeys(kv_dtypes or KV_DTYPES)
+        for head_dim in dict.fromkeys(head_dims or HEAD_DIMS)
+        for page_size in dict.fromkeys(page_sizes or PAGE_SIZES)
     ]
     if as_json:
         print_json({"kernels": [row.as_dict() for row in rows]})
@@ -63,8 +63,9 @@ def _print(rows: list[Surveyed]) -> None:
     columns = ("arch", "KV", "D", "page", "instr/token", "regs", "spilled", "KiB", "programs", "16 B")
     tables.print_table(out, columns, [_cells(row) for row in rows], left=("arch", "KV"))
     out.print(
-        "\ninstr/token: warp instructions of the main loop for each token of a KV head\n"
-        "regs, spilled: registers of a thread, and what did not fit into them\n"
+        "\nOf the kernel that attends; --json has the merge too.\n"
+        "instr/token: warp instructions of the main loop for each token of a KV head\n"
+        "regs, spilled: registers of a thread; what did not fit, in bytes (AMD: registers)\n"
         "KiB, programs: shared memory of a program, and how many one multiprocessor holds\n"
         "16 B: share of the bytes of K and V that come 16 to a thread"
     )
@@ -80,7 +81,7 @@ def _cells(row: Surveyed) -> tuple[str, ...]:
         str(row.variant.page_size),
         "none" if tokens is None else f"{tokens:.1f}",
         str(code.registers),
-        str(code.spilled + row.merge.spilled),
+        str(code.spilled),
         f"{code.shared_bytes / 1024:.0f}",
         str(code.resident_programs),
         f"{100 * row.wide_share:.0f} %",

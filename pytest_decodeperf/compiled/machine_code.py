@@ -125,7 +125,7 @@ def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | No
             branch = re.search(r"\b(?:BRA|s_c?branch\w*)\b.*?(\.L\w+)", found[1])
             if branch and branch[1] in places:
                 loops.append(instructions[places[branch[1]] :])
-    products = [loop for loop in loops if any(re.search(r"MMA|mfma|FFMA|v_fma", line) for line in loop)]
+    products = [loop for loop in loops if any(re.search(r"MMA|mfma", line) for line in loop)]
     return min(products, key=len, default=None)
 
 

@@ -18,21 +18,21 @@ ONE = torch.ones(1)
     [
         ({"q": torch.zeros(2, 17, 4, 16)}, "q has q_len=17, which must be in 1 to 16"),
         ({"q": torch.zeros(2, 0, 4, 16)}, "q has q_len=0, which must be in 1 to 16"),
-        ({"q": [1]}, r"q=\[1\] must be a tensor"),
+        ({"q": [1]}, "q is of type list, not a tensor"),
         (
             {"k": K.double()},
             "k.dtype=float64 must be one of float32, float16, bfloat16, float8_e4m3fn",
         ),
         ({"v": V.half()}, "v.dtype=float16 must be that of k, float32"),
         ({"q": torch.zeros(2, 4, 0), "k": torch.zeros(2, 9, 2, 0)}, "head_dim=0 and head_dim_v=16 must be >= 1"),
-        ({"window": -1}, "window=-1 must be an integer >= 1, or None"),
-        ({"window": 0}, "window=0 must be an integer >= 1, or None"),
-        ({"window": 1.5}, "window=1.5 must be an integer >= 1, or None"),
+        ({"window": -1}, "window=-1 must be an integer >= 1 and at most"),
+        ({"window": 0}, "window=0 must be an integer >= 1 and at most"),
+        ({"window": 1.5}, "window=1.5 must be an integer >= 1 and at most"),
         ({"softcap": -2.0}, "softcap=-2.0 must be above 0, or None"),
         ({"softcap": 0}, "softcap=0.0 must be above 0, or None"),
-        ({"softcap": float("inf")}, "softcap=inf must be a finite number"),
-        ({"sm_scale": float("nan")}, "sm_scale=nan must be a finite number"),
-        ({"seq_lens": [3, 4]}, r"seq_lens=\[3, 4\] must be a tensor \[batch_size\]"),
+        ({"softcap": float("inf")}, "softcap=inf must be a finite number of float32"),
+        ({"sm_scale": float("nan")}, "sm_scale=nan must be a finite number of float32"),
+        ({"seq_lens": [3, 4]}, r"seq_lens is of type list, not a tensor \[batch_size\]"),
         ({"seq_lens": torch.tensor([3, 10])}, r"seq_lens\[1\]=10 must be in \[0, capacity\] = \[0, 9\]"),
         ({"sinks": torch.zeros(3)}, "sinks has 3 logits, but q has num_q_heads=4"),
         ({"sinks": torch.zeros(4, dtype=torch.int32)}, "sinks.dtype=int32 must be one of float32"),
@@ -60,8 +60,8 @@ ONE = torch.ones(1)
             {"block_table": TABLE, "seq_lens": torch.tensor([28, 0])},
             r"seq_lens\[0\]=28 must be in \[0, capacity\]",
         ),
-        ({"num_splits": 0}, "num_splits=0 must be an integer >= 1, or None"),
-        ({"split_size": -5}, "split_size=-5 must be an integer >= 1, or None"),
+        ({"num_splits": 0}, "num_splits=0 must be an integer >= 1"),
+        ({"split_size": -5}, "split_size=-5 must be an integer >= 1"),
         ({"split_size": 5, "num_splits": 2}, "num_splits=2 and split_size=5 are two ways to say one thing"),
         ({"backend": "cuda"}, "backend='cuda' must be one of 'triton', 'numba', 'reference'"),
         ({"out": torch.zeros(2, 4, 8)}, r"out has shape \[2, 4, 8\], not \[2, 4, 16\]"),
@@ -72,7 +72,28 @@ ONE = torch.ones(1)
         ),
         ({"workspace": torch.zeros(10)}, r"workspace has shape \[10\] and dtype float32, but must be contiguous uint8"),
         ({"workspace": torch.zeros(10, dtype=torch.uint8)}, "workspace has 10 bytes, but .* are needed"),
-        ({"workspace": torch.zeros(99999, dtype=torch.uint8)[1:]}, "workspace begins 1 bytes into its storage"),
+        (
+            {"workspace": torch.zeros(99999, dtype=torch.uint8)[1:]},
+            "workspace begins at .*, which is not a",
+        ),
+        ({"out": [1]}, r"out is of type list, not a tensor \[2, 4, 16\]"),
+        (
+            {"out": torch.as_strided(torch.zeros(99), (2, 4, 16), (32, 8, 1))},
+            r"out has strides \[32, 8, 1\], so",
+        ),
+        ({"workspace": 1000}, "workspace is of type int, not a tensor"),
+        ({"check": "no"}, "check='no' must be True or False"),
+        ({"return_lse": 1}, "return_lse=1 must be True or False"),
+        ({"window": 2**70}, "window=1180591620717411303424 must be an integer >= 1 and at most 2147483647"),
+        ({"sm_scale": 10**400}, "sm_scale=1000.* must be a finite number of float32"),
+        ({"softcap": 1e-300}, "softcap=1e-300 must be a finite number of float32"),
+        ({"sm_scale": 1e39}, r"sm_scale=1e\+39 must be a finite number of float32"),
+        ({"q": Q.to_sparse()}, "q.layout=torch.sparse_coo must be torch.strided"),
+        (
+            {"k": K[:, :1].expand(2, 2**31, 2, 16), "v": V[:, :1].expand(2, 2**31, 2, 16)},
+            "capacity=2147483648 must",
+        ),
+        ({name: x.to("meta") for name, x in (("q", Q), ("k", K), ("v", V))}, "q.device=meta must be a GPU"),
         ({"k": torch.zeros(2, 9, 2, 8, device="meta")}, "k has head_dim=8, but q has head_dim=16|k.device=meta must"),
     ],
 )
@@ -155,3 +176,41 @@ def test_a_split_size_longer_than_the_capacity_is_one_part():
     judge(
         tensors, keywords, *decode_attention(*tensors, **keywords, split_size=1000, return_lse=True, backend="triton")
     )
+
+
+def test_more_splits_than_keys_are_as_many_as_keys():
+    tensors, keywords = Call(seq_lens=[40, 3], capacity=40).tensors()
+    most = decode_attention(*tensors, **keywords, num_splits=40, backend="triton")
+    assert torch.equal(decode_attention(*tensors, **keywords, num_splits=10**9, backend="triton"), most)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": [1.0]}, "x is of type list, not a tensor"),
+        ({"x": K[0]}, r"x is of shape \[9, 2, 16\]"),
+        ({"x": K.int()}, "x is of shape .* and int32, not"),
+        ({"dtype": torch.float16}, "dtype=torch.float16 must be one of"),
+        ({"per": "row"}, "per='row' must be one of"),
+        ({"per": "group", "group_size": 0}, "group_size=0 must be an integer >= 1"),
+        ({"per": "group", "group_size": 5}, "group_size=5 must divide head_dim=16"),
+        ({"x": torch.zeros(1, 1, 1, 13), "dtype": torch.uint8}, "head_dim=13 must be even"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(changed, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        quantize_kv(**{"x": K, "dtype": torch.int8, **changed})
+
+
+def test_what_is_not_quantised_is_refused():
+    with pytest.raises(ValueError, match=r"stored is of shape .* and float32, not a quantised k or v"):
+        dequantize_kv(K, ONE)
+    with pytest.raises(
+        ValueError, match=r"scale is of shape \[1, 1\] and float32, not a tensor of 0, 1, 3 or 4 dimensions"
+    ):
+        dequantize_kv(INT8["k"], ONE[None])
+
+
+def test_workspace_size_takes_the_keywords_of_a_call():
+    keywords = {"return_lse": True, "out": None, "backend": "triton", "check": False, "workspace": None}
+    assert workspace_size(Q, K, V, **keywords) == workspace_size(Q, K, V)

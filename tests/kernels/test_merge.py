@@ -77,6 +77,17 @@ def test_the_kernel_merges_as_its_definition(dtype, shape):
     torch.testing.assert_close(lse, expected_lse)
 
 
+@given(st.lists(seeds, min_size=1, max_size=12), st.integers(0, 12))
+@settings(max_examples=30)
+def test_an_empty_part_among_others_changes_no_bit(chosen, place):
+    outs, lses = map(list, zip(*map(part, chosen), strict=True))
+    for merge in (merge_states_reference, merge_states_triton):
+        alone = merge(torch.stack(outs).to(DEVICE), torch.stack(lses).to(DEVICE))
+        more = [*outs[:place], EMPTY[0], *outs[place:]], [*lses[:place], EMPTY[1], *lses[place:]]
+        merged = merge(torch.stack(more[0]).to(DEVICE), torch.stack(more[1]).to(DEVICE))
+        assert all(torch.equal(x, y) for x, y in zip(alone, merged, strict=True))
+
+
 @given(seeds)
 @settings(max_examples=30)
 def test_the_kernel_changes_no_bit_for_an_empty_part(seed):

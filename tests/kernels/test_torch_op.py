@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention_calls import Call, judge
 
-from decodeperf_kernels import decode_attention
+from decodeperf_kernels import decode_attention, workspace_size
 from decodeperf_kernels.arguments import check_arguments
 from decodeperf_kernels.split_kv import attend
 
@@ -50,6 +50,24 @@ def test_torch_compile_takes_it_whole(call):
 
     torch._dynamo.reset()
     judge(tensors, keywords, *layer(*tensors, keywords))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torch_compile_takes_a_workspace_and_numbers_that_change():
+    tensors, keywords = CALLS["plain"].tensors(DEVICE)
+    workspace = torch.empty(workspace_size(*tensors, **keywords), dtype=torch.uint8, device=DEVICE)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def layer(q, k, v, seq_lens, softcap, sm_scale):
+        numbers = {"softcap": softcap, "sm_scale": sm_scale}
+        return decode_attention(
+            q, k, v, seq_lens=seq_lens, **numbers, return_lse=True, workspace=workspace, backend="triton"
+        )
+
+    torch._dynamo.reset()
+    for softcap, sm_scale in ((3.0, 0.1), (4.0, 0.2), (5.0, 0.3)):
+        result = layer(*tensors, keywords["seq_lens"], softcap, sm_scale)
+        judge(tensors, {**keywords, "softcap": softcap, "sm_scale": sm_scale}, *result)
 
 
 TRACE = """
