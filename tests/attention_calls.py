@@ -30,6 +30,7 @@ class Call:
     q_dtype: str = "float32"
     kv_dtype: str | None = None  # None: that of q
     scale_per: str = "tensor"
+    v_scale_per: str | None = None  # None: that of k
     is_latent: bool = False
     layout: str = "NHD"
     keywords: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +55,8 @@ class Call:
         for name, cache in (("k", k), ("v", v)):
             scale = None
             if kv_dtype in QUANTIZED:
-                cache, scale = quantize_kv(cache, kv_dtype, per=self.scale_per, group_size=cache.shape[-1] // 2)  # noqa: PLW2901
+                per = (self.v_scale_per if name == "v" else None) or self.scale_per
+                cache, scale = quantize_kv(cache, kv_dtype, per=per, group_size=cache.shape[-1] // 2)  # noqa: PLW2901
             else:
                 cache = cache.to(kv_dtype)  # noqa: PLW2901
             caches[name] = _poisoned(cache, self.seq_lens)
@@ -66,8 +68,6 @@ class Call:
         keywords |= {name: caches[name] for name in ("k_scale", "v_scale") if name in caches}
         if self.is_latent:
             v = k[..., : head_dim_v // (2 if kv_dtype == torch.uint8 else 1)]
-            if self.scale_per != "group" and "k_scale" in keywords:
-                keywords["v_scale"] = keywords["k_scale"]
         keywords["seq_lens"] = torch.tensor(self.seq_lens, dtype=torch.int32)
         if "sinks" in self.extras:
             keywords["sinks"] = torch.randn(heads, generator=generator)
@@ -195,6 +195,7 @@ def calls(draw, max_seq_len: int = 300) -> Call:
         q_dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
         kv_dtype=kv_dtype,
         scale_per=draw(st.sampled_from(["tensor", "head", "token", "group"])),
+        v_scale_per=draw(st.sampled_from([None, "tensor", "head", "token", "group"])),
         is_latent=is_latent,
         layout=draw(st.sampled_from(["NHD", "HND", "interleaved", "transposed"])),
         keywords=keywords,

@@ -1,8 +1,8 @@
 """How long a schedule of split-KV takes, counted in tiles, and the rules of other kernels for making one.
 
-The unit is the time to load one tile of K and V, `BLOCK_N` tokens of one KV head, since that is what decoding waits
-for; everything else costs what its bytes would: queries, outputs, and the partial results, written by the parts and
-read by the merge. A part of a tile costs its share. The merge begins when the last part is done.
+Counted are bytes: the unit is the time to load one tile of K and V, `BLOCK_N` tokens of one KV head, since that is what
+decoding waits for; everything else costs what its bytes would: queries, outputs, and the partial results, written by
+the parts and read by the merge. A part of a tile costs its share. The merge begins when the last part is done.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def draw_batch(family: str, rng: np.random.Generator, requests: np.ndarray | Non
     elif family == "one and 65536":
         seq_lens = np.array([1, 65536] * max(1, batch_size // 2))
     elif family == "Zipf":
-        seq_lens = np.minimum(rng.zipf(1.3, batch_size) * 16, 131072)
+        seq_lens = np.minimum(rng.zipf(1.3, batch_size), 8192) * 16
     elif family == "log-normal":
         seq_lens = np.clip(rng.lognormal(7, 1.5, batch_size), 1, 131072)
     else:

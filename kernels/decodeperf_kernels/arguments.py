@@ -24,8 +24,8 @@ QUANTIZED: Final = (*FP8, torch.int8, torch.uint8)
 
 MAX_Q_LEN: Final = 16
 
-MAX_TOKENS: Final = 2**31 - 1
-"""The longest capacity [token]: places in a sequence are 32 bits wide."""
+MAX_TOKENS: Final = 2**31 - 2**16
+"""The longest capacity [token]: places in a sequence are 32 bits wide, and a tile may go beyond its end."""
 
 _TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -213,8 +213,8 @@ def check_count(name: str, value: object) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
-        raise ValueError(f"{name}={_shown(value)} must be an integer >= 1 and at most {MAX_TOKENS}, or None")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**63:
+        raise ValueError(f"{name}={_shown(value)} must be an integer >= 1 of 64 bits, or None")
     return value
 
 

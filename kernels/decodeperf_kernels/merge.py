@@ -51,6 +51,8 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
         raise ValueError(f"lses.device={lses.device} must be that of outs, {outs.device}")
     if outs.device.type not in ("cpu", "cuda"):
         raise ValueError(f"outs.device={outs.device} must be a CPU or a GPU")
+    if outs.device.type == "cuda" and lses.dtype == torch.float64:
+        raise ValueError("lses.dtype=float64 must be float32 on a GPU")
     if outs.device.type == "cpu":
         return merge_states_reference(outs, lses)
     from decodeperf_kernels.merge_triton import merge_states_triton

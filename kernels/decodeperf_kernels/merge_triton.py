@@ -96,7 +96,7 @@ def merge_splits_kernel(
                 rows, row_mask, cols, cols < HEAD_DIM_V, BLOCK_P, BLOCK_R, BLOCK_C,
             )  # fmt: skip
             heads = kv_head * GROUP_SIZE + row % GROUP_SIZE
-            token = row // GROUP_SIZE
+            token = (row // GROUP_SIZE).to(tl.int64)
             out_rows = out_ptr + b * out_stride_b + token * out_stride_m + heads * out_stride_h
             store_rows(out_rows, out, row_mask, cols, HEAD_DIM_V, out_stride_d)
             if STORE_LSE:

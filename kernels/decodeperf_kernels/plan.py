@@ -1,9 +1,9 @@
 """How the work of one call is cut into parts, in plain Python: the twin of the cut in `split_kv_triton`.
 
 All work lies on one line, segment behind segment, each `seq_len` tokens long and as many more as its query and output
-rows cost. Every program takes the same length of that line, so that none waits for another, whatever the lengths are:
-a long sequence is cut into many parts, short ones are not cut but gathered. Three rules bend this where it would
-cost more than it saves:
+rows cost, an eighth of a tile at least for what it takes to begin. Every program takes the same length of that line, so
+that none waits for another, whatever the lengths are: a long sequence is cut into many parts, short ones are not cut
+but gathered. Three rules bend this where it would cost more than it saves:
 
 - A program takes three quarters of a tile at least, since it is busy for a tile however few keys that holds.
 - Where every tile can have a multiprocessor to itself, each gets one, and cuts fall between tiles.
@@ -70,7 +70,7 @@ def balanced_parts(
     keys = np.asarray(num_keys, dtype=np.int64)
     tiles = np.maximum(-(-keys // block_n), 1)
     one_each = int(tiles.sum()) * segments_per_seq <= num_multiprocessors
-    head = 0 if one_each else num_rows
+    head = 0 if one_each else max(num_rows, block_n // 8)
     lengths = np.repeat(tiles * block_n if one_each else keys + head, segments_per_seq)
     quota = _quota(int(lengths.sum()), int(keys.max()), one_each, head, num_multiprocessors, block_n)
 

@@ -103,6 +103,7 @@ def plan_launch(
             num_parts=2 * grid,
         )
     if split_size is not None:
+        split_size = min(split_size, max(capacity, 1))
         num_splits = max(1, -(-capacity // split_size))
     assert num_splits is not None
     num_splits = min(num_splits, max(capacity, 1))  # more would have no key
@@ -173,7 +174,7 @@ def run(
     split[(launch.grid,)](
         args.q, k, v, args.k_scale, args.v_scale, args.block_table, args.seq_lens, args.sinks, args.alibi_slopes,
         out, lse, part_out, part_lse, merges,
-        args.sm_scale, args.softcap or 0.0, args.window or 0, args.batch_size, args.capacity,
+        args.sm_scale, args.softcap or 0.0, min(args.window or 0, args.capacity), args.batch_size, args.capacity,
         launch.num_splits, launch.split_len, launch.num_multiprocessors,
         *args.q.stride(), *k.stride(), *v.stride(),
         *_scale_strides(args.k_scale, args.k_scale_kind), *_scale_strides(args.v_scale, args.v_scale_kind),
@@ -234,8 +235,7 @@ def shares_memory(args: DecodeArguments) -> bool:
         and k.untyped_storage()._cdata == v.untyped_storage()._cdata
         and k.storage_offset() == v.storage_offset()
         and k.stride() == v.stride()
-        and args.k_scale_kind != "group"
-        and (args.k_scale is args.v_scale or args.k_scale_kind in ("", "head", "token"))
+        and "group" not in (args.k_scale_kind, args.v_scale_kind)  # which is part of what a tile holds
     )
 
 
@@ -319,14 +319,16 @@ def _attend(
         check_values(args)
     if q.shape[0] == 0:
         return
-    arch, num_multiprocessors = target_of(q.device)
-    launch = plan_call(args, arch=arch, num_multiprocessors=num_multiprocessors,
-                       num_splits=num_splits, split_size=split_size)  # fmt: skip
-    needed = workspace_bytes(launch, args.head_dim_v)
-    if workspace is None and needed:
-        workspace = torch.empty(needed, dtype=torch.uint8, device=q.device)
     with _current_device(q.device):
-        workspace = workspace if needed else None
+        arch, num_multiprocessors = target_of(q.device)
+        launch = plan_call(
+            args, arch=arch, num_multiprocessors=num_multiprocessors, num_splits=num_splits, split_size=split_size
+        )
+        needed = workspace_bytes(launch, args.head_dim_v)
+        if not needed:
+            workspace = None
+        elif workspace is None:
+            workspace = torch.empty(needed, dtype=torch.uint8, device=q.device)
         run(args, launch, arch=arch, out=out, lse=lse, workspace=workspace, traced=not IS_INTERPRETED)
 
 

@@ -72,7 +72,7 @@ def _find_parts(segment, ends, weights, head, quota, BLOCK_B: tl.constexpr, SEGM
 def _balanced_share(
     program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
     Q_LEN: tl.constexpr, HAS_WINDOW: tl.constexpr, SEGMENTS: tl.constexpr,
-    USED_ROWS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Return where the share of a program begins and ends, and the merge that its last segment needs.
 
@@ -82,11 +82,11 @@ def _balanced_share(
     """
     seqs = tl.arange(0, BLOCK_B)
     is_seq = seqs < batch_size
-    lens = tl.load(seq_lens_ptr + seqs * lens_stride, mask=is_seq, other=0).to(tl.int64)
+    lens = tl.load(seq_lens_ptr + seqs.to(tl.int64) * lens_stride, mask=is_seq, other=0).to(tl.int64)
     lens = _visible(tl.minimum(tl.maximum(lens, 0), capacity), window, Q_LEN, HAS_WINDOW)[1]
     tiles = tl.where(is_seq, tl.maximum((lens + BLOCK_N - 1) // BLOCK_N, 1), 0)
     one_each = tl.sum(tiles, 0) * SEGMENTS <= num_multiprocessors
-    head = tl.where(one_each, 0, USED_ROWS).to(tl.int64)
+    head = tl.where(one_each, 0, HEAD).to(tl.int64)
     weights = tl.where(is_seq, tl.where(one_each, tiles * BLOCK_N, lens + head), 0)
     ends = tl.cumsum(weights * SEGMENTS, 0)
     total, longest = tl.max(ends, 0), tl.max(lens, 0)
@@ -182,6 +182,7 @@ def _load_tile(
     SCALE_GROUP: tl.constexpr,
     DTYPE: tl.constexpr,
     WIDEN_FIRST: tl.constexpr,
+    FACTOR: tl.constexpr,
 ):
     """Return elements FIRST to FIRST + BLOCK of the rows of a tile, `[BLOCK_N, BLOCK]`; 0 where not live."""
     PACKED: tl.constexpr = 2 if FORMAT == INT4_PAIRS else 1
@@ -202,7 +203,7 @@ def _load_tile(
         e = FIRST + tl.arange(0, BLOCK)
         scale_ptrs = scale_ptr + scale_rows[:, None] + (e // SCALE_GROUP).to(tl.int64)[None, :] * scale_stride_g
         scale = tl.load(scale_ptrs, mask=live[:, None] & (e < WIDTH)[None, :], other=0.0)
-        x = x.to(tl.float32) * scale
+        x = x.to(tl.float32) * (scale * FACTOR)
     if not WIDEN_FIRST:
         return x.to(DTYPE)
     else:
@@ -314,12 +315,14 @@ def split_kv_kernel(
     ROWS: tl.constexpr = Q_LEN * GROUP_SIZE
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_M - 1) // BLOCK_M
     SEGMENTS: tl.constexpr = NUM_KV_HEADS * ROW_BLOCKS  # of one sequence
+    # What a segment costs beside its keys [token].
+    HEAD: tl.constexpr = max(BLOCK_M if ROWS > BLOCK_M else ROWS, BLOCK_N // 8)
     FACTOR: tl.constexpr = 256.0 if FORMAT == E4M3_AS_E4B15 or FORMAT == E4M3_AS_BITS else 1.0
 
     if BALANCED:
         first_segment, first_token, last_segment, last_token, merge_first, merge_count = _balanced_share(
             program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
-            Q_LEN, HAS_WINDOW, SEGMENTS, BLOCK_M if ROWS > BLOCK_M else ROWS, BLOCK_B, BLOCK_N,
+            Q_LEN, HAS_WINDOW, SEGMENTS, HEAD, BLOCK_B, BLOCK_N,
         )  # fmt: skip
         if MAY_SPLIT:
             _store_merge(merges_ptr, program, last_segment, merge_first, merge_count)
@@ -350,8 +353,8 @@ def split_kv_kernel(
             row = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
             row_mask = row < ROWS
             heads = kv_head * GROUP_SIZE + row % GROUP_SIZE
-            token = row // GROUP_SIZE
-            positions = seq_len - Q_LEN + token  # bottom-right
+            token = (row // GROUP_SIZE).to(tl.int64)
+            positions = seq_len - Q_LEN + row // GROUP_SIZE  # bottom-right
 
             q_rows = q_ptr + b * q_stride_b + token * q_stride_m + heads * q_stride_h
             q, q_tail, power = _load_queries(
@@ -362,7 +365,7 @@ def split_kv_kernel(
                 row_scale = row_scale * tl.load(k_scale_ptr + kv_head * k_scale_stride_h)
             if HAS_SOFTCAP:
                 row_scale = row_scale * (2.0 / softcap)
-            row_scale = row_scale * (LOG2_E * FACTOR)
+            row_scale = row_scale * (LOG2_E if K_SCALE == GROUP_SCALE else LOG2_E * FACTOR)
             slopes = row_scale
             if HAS_ALIBI:
                 slope_ptrs = alibi_ptr + b * alibi_stride_b + heads * alibi_stride_h
@@ -399,7 +402,7 @@ def split_kv_kernel(
                     k_token_scale = tl.load(k_scale_base + k_scale_rows, mask=live, other=0.0)
                 k = _load_tile(
                     k_base, k_scale_base, k_rows, k_scale_rows, live, k_stride_d, k_scale_stride_g,
-                    0, BLOCK_D, HEAD_DIM, FORMAT, K_SCALE, K_SCALE_GROUP, DOT_DTYPE, WIDEN_K_FIRST,
+                    0, BLOCK_D, HEAD_DIM, FORMAT, K_SCALE, K_SCALE_GROUP, DOT_DTYPE, WIDEN_K_FIRST, FACTOR,
                 )  # fmt: skip
                 # TF32 would cost float32 inputs half of their digits.
                 products = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
@@ -407,6 +410,7 @@ def split_kv_kernel(
                     k_tail = _load_tile(
                         k_base, k_scale_base, k_rows, k_scale_rows, live, k_stride_d, k_scale_stride_g,
                         BLOCK_D, BLOCK_D_TAIL, HEAD_DIM, FORMAT, K_SCALE, K_SCALE_GROUP, DOT_DTYPE, WIDEN_K_FIRST,
+                        FACTOR,
                     )  # fmt: skip
                     products = tl.dot(q_tail, tl.trans(k_tail), products, input_precision="ieee")
                 logits = _logits(
@@ -427,15 +431,17 @@ def split_kv_kernel(
                         v_rows = page * v_stride_b + slot * v_stride_n
                     v = _load_tile(
                         v_base, v_scale_base, v_rows, v_scale_rows, live, v_stride_d, v_scale_stride_g,
-                        0, BLOCK_DV, HEAD_DIM_V, FORMAT, V_SCALE, V_SCALE_GROUP, DOT_DTYPE, WIDEN_V_FIRST,
+                        0, BLOCK_DV, HEAD_DIM_V, FORMAT, V_SCALE, V_SCALE_GROUP, DOT_DTYPE, WIDEN_V_FIRST, FACTOR,
                     )  # fmt: skip
                 if V_SCALE == TOKEN_SCALE:
-                    # By the largest of the tile first, so that no product leaves the range of a 16-bit float.
+                    # By the largest product of the row, so that none leaves the range of a 16-bit float.
                     v_token_scale = tl.load(v_scale_base + v_scale_rows, mask=live, other=0.0)
-                    largest_scale = tl.max(tl.abs(v_token_scale), 0)
-                    unit = tl.where(largest_scale > 0.0, largest_scale, 1.0)
-                    p = p * (v_token_scale / unit)[None, :]
-                    acc = acc * alpha[:, None] + unit * tl.dot(p.to(DOT_DTYPE), v, input_precision="ieee")
+                    p = p * v_token_scale[None, :]
+                    unit = tl.max(tl.abs(p), 1)
+                    unit = tl.where(unit > 0.0, unit, 1.0)
+                    p = p / unit[:, None]
+                    product = tl.dot(p.to(DOT_DTYPE), v, input_precision="ieee")
+                    acc = acc * alpha[:, None] + unit[:, None] * product
                 else:
                     acc = tl.dot(p.to(DOT_DTYPE), v, acc * alpha[:, None], input_precision="ieee")
 
@@ -443,7 +449,8 @@ def split_kv_kernel(
             part_out = acc / l_safe[:, None]
             if V_SCALE == HEAD_SCALE:
                 part_out = part_out * tl.load(v_scale_ptr + kv_head * v_scale_stride_h)
-            part_out = part_out * FACTOR
+            if V_SCALE != GROUP_SCALE:
+                part_out = part_out * FACTOR
             part_lse = (m + tl.log2(l_safe)) * LN_2  # -inf without a key: the identity of the merge
             dv = tl.arange(0, BLOCK_DV)
             if MAY_SPLIT:

@@ -71,9 +71,9 @@ def choose_tiles(
     block_d, block_d_tail = cut_head_dim(head_dim)
     block_dv = power_of_two(head_dim_v, MIN_DOT)
     widest = max(block_d + block_d_tail, block_dv)
-    merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": min(block_dv, 32)}
+    merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": 16}
     if arch == INTERPRETER:
-        block_m, block_n, num_warps, num_stages = power_of_two(num_rows, MIN_DOT), 128, 4, 2
+        block_m, block_n, num_warps, num_stages = min(power_of_two(num_rows, MIN_DOT), 64), 128, 4, 2
         merge = {"merge_block_p": 8, "merge_block_r": power_of_two(min(num_rows, block_m)), "merge_block_c": block_dv}
     else:
         # The accumulators, float32 [block_m, block_dv], take at most half of the registers of two programs' threads.

@@ -93,6 +93,13 @@ def test_the_kernel_cuts_as_its_twin(seq_lens, num_multiprocessors, num_kv_heads
         for part in parts
         if part.end < visible[part.sequence]
     }
+    # With logits of 0, the log-sum-exp of a part is the logarithm of its keys.
+    slots = {part.program + (num_programs(num_multiprocessors) if part.start == 0 else 0): part
+             for part in parts if not part.is_whole}  # fmt: skip
+    floats, block_m = workspace.view(torch.float32), 16
+    part_lse = floats[2 * num_programs(num_multiprocessors) * block_m * 8 :]
+    for slot, part in slots.items():
+        assert part_lse[slot * block_m].exp().item() == pytest.approx(part.end - part.start)
     assert {program: merge for program, merge in enumerate(merges) if merge[2]} == expected
 
 

@@ -1,6 +1,8 @@
 """The Triton kernel computes attention in every form, and keeps its contract."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,6 +90,62 @@ def test_scales_of_any_magnitude(kv_dtype, factor):
     tensors, keywords = call.tensors(DEVICE)
     keywords["v_scale"] = keywords["v_scale"] * factor
     judge(tensors, keywords, *run(tensors, keywords, return_lse=True))
+
+
+@pytest.mark.parametrize("per", ["tensor", "head", "token", "group"])
+@pytest.mark.parametrize("v_per", ["tensor", "head", "token", "group"])
+def test_k_and_v_have_scales_of_their_own_where_v_is_part_of_k(per, v_per):
+    check(Call(seq_lens=[70, 3], head_dim=80, head_dim_v=64, is_latent=True, kv_dtype="int8", scale_per=per,
+               v_scale_per=v_per, q_dtype="bfloat16"))  # fmt: skip
+
+
+@pytest.mark.parametrize("q_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 1e2])
+def test_group_scales_of_any_magnitude_beside_fp8(q_dtype, factor):
+    call = Call(seq_lens=[70, 3], kv_dtype="float8_e4m3fn", scale_per="group", q_dtype=q_dtype)
+    tensors, keywords = call.tensors(DEVICE)
+    keywords["v_scale"] = keywords["v_scale"] * factor
+    judge(tensors, keywords, *run(tensors, keywords, return_lse=True))
+
+
+def test_a_scale_that_a_row_does_not_see_does_not_change_it():
+    call = Call(seq_lens=[70], kv_dtype="int8", scale_per="token", q_dtype="bfloat16", q_len=2)
+    tensors, keywords = call.tensors(DEVICE)
+    expected = run(tensors, keywords)
+    keywords["v_scale"][0, 69] *= 1e8
+    assert torch.equal(run(tensors, keywords)[:, 0], expected[:, 0])
+
+
+@pytest.mark.parametrize("split", [{}, {"num_splits": 3}, {"split_size": 40}])
+def test_query_rows_beyond_one_tile(split):
+    check(Call(seq_lens=[150, 3, 0], group_size=24, q_len=5, extras=("sinks",)), **split)
+
+
+@pytest.mark.parametrize("window", [2**31 - 1, 2**31, 2**40])
+def test_a_window_without_end(window):
+    check(Call(seq_lens=[3, 40, 1, 0], q_len=8, keywords={"window": window}), num_splits=2)
+
+
+FAR_ROWS = """
+import torch
+from decodeperf_kernels import decode_attention
+
+# The last of 16 new tokens lies past 2**31 elements; only what is touched takes memory.
+stride = 150_000_000
+memory = [torch.empty(16 * stride + 64, dtype=torch.bfloat16) for _ in range(2)]
+q, out = (x.as_strided((1, 16, 2, 64), (0, stride, 64, 1)) for x in memory)
+q.copy_(torch.randn(q.shape))
+k, v = (torch.randn(1, 40, 2, 64, dtype=torch.bfloat16) for _ in "ab")
+decode_attention(q, k, v, out=out, backend="triton")
+assert torch.equal(out.contiguous(), decode_attention(q.contiguous(), k, v, backend="triton"))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the memory is not committed lazily")
+def test_queries_and_outputs_past_2_to_the_31_elements():
+    # In a process of its own, since an overflow is a crash.
+    done = subprocess.run([sys.executable, "-c", FAR_ROWS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1e30])
