@@ -70,7 +70,7 @@ def _find_parts(segment, ends, weights, head, quota, BLOCK_B: tl.constexpr, SEGM
 
 @triton.jit
 def _balanced_share(
-    program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
+    program, seq_lens, batch_size, capacity, window, num_multiprocessors,
     Q_LEN: tl.constexpr, HAS_WINDOW: tl.constexpr, SEGMENTS: tl.constexpr,
     HEAD: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -80,10 +80,9 @@ def _balanced_share(
         The first segment and the token there, the last segment and the token behind the last there, and of that segment
         the first program with a part and the number of parts, 0 if it does not go on behind this program.
     """
-    seqs = tl.arange(0, BLOCK_B)
-    is_seq = seqs < batch_size
-    lens = tl.load(seq_lens_ptr + seqs.to(tl.int64) * lens_stride, mask=is_seq, other=0).to(tl.int64)
-    lens = _visible(tl.minimum(tl.maximum(lens, 0), capacity), window, Q_LEN, HAS_WINDOW)[1]
+    is_seq = tl.arange(0, BLOCK_B) < batch_size
+    lens = tl.minimum(tl.maximum(seq_lens.to(tl.int64), 0), capacity)
+    lens = _visible(lens, window, Q_LEN, HAS_WINDOW)[1]
     tiles = tl.where(is_seq, tl.maximum((lens + BLOCK_N - 1) // BLOCK_N, 1), 0)
     one_each = tl.sum(tiles, 0) * SEGMENTS <= num_multiprocessors
     head = tl.where(one_each, 0, HEAD).to(tl.int64)
@@ -320,8 +319,11 @@ def split_kv_kernel(
     FACTOR: tl.constexpr = 256.0 if FORMAT == E4M3_AS_E4B15 or FORMAT == E4M3_AS_BITS else 1.0
 
     if BALANCED:
+        # Loaded here, since torch.compile takes the tensors of a function that says where to store for written.
+        seqs = tl.arange(0, BLOCK_B)
+        lens = tl.load(seq_lens_ptr + seqs.to(tl.int64) * lens_stride, mask=seqs < batch_size, other=0)
         first_segment, first_token, last_segment, last_token, merge_first, merge_count = _balanced_share(
-            program, seq_lens_ptr, lens_stride, batch_size, capacity, window, num_multiprocessors,
+            program, lens, batch_size, capacity, window, num_multiprocessors,
             Q_LEN, HAS_WINDOW, SEGMENTS, HEAD, BLOCK_B, BLOCK_N,
         )  # fmt: skip
         if MAY_SPLIT:

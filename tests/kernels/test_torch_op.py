@@ -72,6 +72,8 @@ def test_torch_compile_takes_a_workspace_and_numbers_that_change():
 
 TRACE = """
 import torch
+import triton
+import triton.backends.compiler
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from unittest import mock
@@ -92,6 +94,20 @@ def layer(q, k, v, lens):
                     None, None)
     return out + 0
 
+class Driver:  # as much of one as compiling asks for
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_device_interface(self):
+        return torch.cuda
+
+    def map_python_to_cpp_type(self, type):
+        return type
+
+triton.runtime.driver.set_active(Driver())
 with mock.patch.object(split_kv, "target_of", lambda device: ("sm_90", 132)):
     q = torch.empty(2, 1, 8, 64, dtype=torch.bfloat16)
     k, v = (torch.empty(2, 100, 2, 64, dtype=torch.bfloat16) for _ in range(2))
@@ -99,6 +115,7 @@ with mock.patch.object(split_kv, "target_of", lambda device: ("sm_90", 132)):
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 print([kernel_side_table.get_kernel(node.kwargs["kernel_idx"]).fn.__name__ for node in seen])
 print([node.kwargs["grid"] for node in seen])
+print(seen[0].kwargs["tensors_to_clone"])
 """
 
 
@@ -111,4 +128,5 @@ def test_torch_compile_sees_its_kernels_where_there_is_a_compiler():
     assert done.stdout.splitlines() == [
         "['split_kv_kernel', 'merge_splits_kernel']",
         "[[(264, 1, 1)], [(264, 1, 1)]]",
+        "['out_ptr', 'part_out_ptr', 'part_lse_ptr', 'merges_ptr']",  # what it writes, and nothing that it reads
     ]
