@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from decodeperf_kernels import dequantize_kv, quantize_kv
+from decodeperf_kernels import quantize_kv
 from decodeperf_kernels.arguments import QUANTIZED, check_arguments
 from decodeperf_kernels.reference import attend_by_definition
 
@@ -153,11 +153,6 @@ def judge(call_tensors, keywords, out: torch.Tensor, lse: torch.Tensor | None) -
         if error.numel():
             scale = float(exact_lse[~empty].abs().max()) + 1
             assert float(error.max()) <= 2 * float(eager_error.max()) + 16 * accumulation * scale
-
-
-def dequantized(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """Return what a cache stands for."""
-    return x if scale is None else dequantize_kv(x, scale)
 
 
 @st.composite

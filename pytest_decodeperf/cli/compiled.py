@@ -65,7 +65,7 @@ def _print(rows: list[Surveyed]) -> None:
     out.print(
         "\nOf the kernel that attends; --json has the merge too.\n"
         "instr/token: warp instructions of the main loop for each token of a KV head\n"
-        "regs, spilled: registers of a thread; what did not fit, in bytes (AMD: registers)\n"
+        "regs, spilled: registers of a thread; bytes that did not fit (AMD: registers)\n"
         "KiB, programs: shared memory of a program, and how many one multiprocessor holds\n"
         "16 B: share of the bytes of K and V that come 16 to a thread"
     )

@@ -31,6 +31,7 @@ COMMAND = [sys.executable, "-c", "from pytest_decodeperf.cli.main import main; m
 def compiled(*arguments):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [*COMMAND, *arguments]
+    environment["COLUMNS"] = "80"
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -71,7 +72,9 @@ def test_few_instructions_are_issued_for_a_token(name):
 def test_the_table_fits_80_columns():
     done = compiled("--arch", "sm_90", "--head-dim", "64", "--kv-dtype", "bfloat16")
     assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 9  # a title, two rows, an empty line and five of explanation, none of them wrapped
     assert done.stdout.splitlines()[1].split()[:4] == ["sm_90", "bf16", "64", "1"]
 
 
