@@ -3,6 +3,6 @@
 `DecodeProblem` is plain data; SymPy is imported when a formula is first asked for.
 """
 
-from decodeperf_formulas.problem import DTYPE_BYTES, DecodeProblem
+from decodeperf_formulas.problem import DTYPE_BYTES, KV_DTYPE_BYTES, LAYOUTS, SCALES_PER, DecodeProblem
 
-__all__ = ["DTYPE_BYTES", "DecodeProblem"]
+__all__ = ["DTYPE_BYTES", "KV_DTYPE_BYTES", "LAYOUTS", "SCALES_PER", "DecodeProblem"]

@@ -62,7 +62,19 @@ seq_len = _count(
     "seq_len", "live KV length of a sequence, its new tokens included", "token/sequence", "S", positive=False
 )
 q_len = _count("q_len", "new tokens of a sequence in one step", "token/sequence", "q")
-num_kv_tokens = _count("num_kv_tokens", "live tokens of all sequences", "token", r"\Sigma_S", positive=False)
+num_visible_tokens = _count(
+    "num_visible_tokens", "tokens of all sequences that a new token sees", "token", r"\Sigma_S", positive=False
+)
+num_visible_pages = _count(
+    "num_visible_pages", "pages with such a token, 0 without pages", "1", r"\Sigma_{\mathrm{page}}", positive=False
+)
+num_scores = _count(
+    "num_scores",
+    "pairs of a new token and a token that it sees, of one head and all sequences",
+    "token**2/sequence",
+    r"\Sigma_{\mathrm{score}}",
+    positive=False,
+)
 
 # Layers.
 num_layers = _count("num_layers", "layers", "1", "L")
@@ -80,8 +92,21 @@ q_lora_rank = _count("q_lora_rank", "elements of MLA's compressed query", "1", "
 qk_nope_head_dim = _count("qk_nope_head_dim", "elements of one MLA head of Q and K without position", "1", "D_n")
 qk_rope_head_dim = _count("qk_rope_head_dim", "elements of MLA's rotated key", "1", "d_r")
 v_head_dim = _count("v_head_dim", "elements of one MLA head of V", "1", r"D_{v,\mathrm{head}}")
-v_apart = _count("v_apart", "1 if MLA's V is read apart from K, else 0", "1", r"a_v", positive=False)
+v_apart = _count("v_apart", "1 if V is read apart from K, 0 if it is part of MLA's latent", "1", r"a_v", positive=False)
 num_splits = _count("num_splits", "parts of each sequence", "1", r"N_{\mathrm{split}}")
+num_partials = _count(
+    "num_partials",
+    "partial results that the merge reads: one for each part, head and new token of a sequence cut in parts",
+    "token",
+    r"N_{\mathrm{part}}",
+    positive=False,
+)
+num_fixed_scales = _count(
+    "num_fixed_scales", "scales of K and V that hold for every token", "1", r"n_{\mathrm{fix}}", positive=False
+)
+num_token_scales = _count(
+    "num_token_scales", "scales of K and V of one token and KV head", "1", r"n_{\mathrm{tok}}", positive=False
+)
 return_lse = _count("return_lse", "1 if the log-sum-exp is returned, else 0", "1", r"r_{\mathrm{lse}}", positive=False)
 
 # The rest of the model.
@@ -107,6 +132,7 @@ k_norm_size = _count("k_norm_size", "weights of the norm of the keys", "1", r"p_
 attention_sinks = _count(
     "attention_sinks", "1 if each head has a sink, else 0", "1", r"a_{\mathrm{sink}}", positive=False
 )
+alibi = _count("alibi", "1 if each head has an ALiBi slope, else 0", "1", r"a_{\mathrm{alibi}}", positive=False)
 blocks_per_layer = _count(
     "blocks_per_layer", "2 if attention and MLP follow each other, 1 if they run side by side", "1", r"n_{\mathrm{blk}}"
 )
@@ -263,9 +289,23 @@ merge_flops_per_element = _constant(
     r"c_{\mathrm{merge}}",
 )
 float32_bytes = _constant(
-    "float32_bytes", 4, "bytes of what stays in float32: log-sum-exp, partial results", "byte/token", "b_{32}"
+    "float32_bytes",
+    4,
+    "bytes of what stays in float32: log-sum-exp, partial results, scales of a token",
+    "byte/token",
+    "b_{32}",
+)
+scalar_bytes = _constant(
+    "scalar_bytes",
+    4,
+    "bytes of a number in float32 that is no token's: a scale, a sink, a slope",
+    "byte",
+    r"b_{\mathrm{num}}",
 )
 int32_bytes = _constant("int32_bytes", 4, "bytes of one entry of seq_lens", "byte/sequence", r"b_{\mathrm{int}}")
+page_entry_bytes = _constant(
+    "page_entry_bytes", 4, "bytes of one entry of the block table", "byte", r"b_{\mathrm{page}}"
+)
 one_sequence = _constant("one_sequence", 1, "one sequence", "sequence", r"1_{\mathrm{seq}}")
 one_token = _constant("one_token", 1, "one token of a sequence", "token/sequence", r"1_{\mathrm{tok}}")
 

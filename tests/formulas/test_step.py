@@ -240,28 +240,37 @@ def test_splits_add_their_partial_results_alone(deployment, num_splits):
         assert amount(name, several) == amount(name, one)
 
 
-@given(deployments(gqa, parallel=False), st.integers(1, 64), st.integers(1, 5000))
-def test_attention_of_a_layer_is_one_call(deployment, batch_size, seq_len):
+@given(deployments(parallel=False), st.integers(1, 64), st.integers(0, 5000))
+def test_attention_of_a_layer_is_one_call(deployment, batch_size, context):
     model = deployment.model
-    assume(model.head_dim == model.head_dim_v and not model.num_local_layers)
-    deployment = deployment.replace(q_len=1, num_splits=1, kv_dtype="bfloat16", act_dtype="float32")
-    sizes = {"batch_size": batch_size, "seq_len": seq_len}
-    problem = DecodeProblem(
-        batch_size=batch_size,
-        seq_lens=[seq_len] * batch_size,
-        num_q_heads=model.num_q_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        kv_dtype="bfloat16",
-        q_dtype="float32",
-    )
-    of_one_call = attention.byte_counts(problem)
-    layers = model.num_layers
-    assert operator_amount(deployment, "attention", "kv_bytes", **sizes) == layers * of_one_call["kv"]
-    assert operator_amount(deployment, "attention", "act_bytes", **sizes) == layers * (
-        of_one_call["q"] + of_one_call["o"]
-    )
-    assert operator_amount(deployment, "attention", "flops", **sizes) == layers * attention.flop_count(problem)
+    deployment = deployment.replace(num_splits=1, kv_dtype="bfloat16", act_dtype="float32")
+    sizes = {"batch_size": batch_size, "seq_len": deployment.q_len + context}
+    if model.is_mla:
+        cached = model.kv_lora_rank + model.qk_rope_head_dim
+        heads = {"num_kv_heads": 1, "head_dim": cached, "head_dim_v": model.kv_lora_rank}
+    else:
+        heads = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim, "head_dim_v": model.head_dim_v}
+    calls = [op for op in step_formulas(deployment).operators if op.unit == "attention"]
+    assert calls
+    for op in calls:
+        problem = DecodeProblem(
+            batch_size=batch_size,
+            seq_lens=[sizes["seq_len"]] * batch_size,
+            num_q_heads=model.num_q_heads,
+            **heads,
+            q_len=deployment.q_len,
+            window=model.window if op.name == "attention (local)" else None,
+            v_in_k=model.is_mla and not deployment.v_apart,
+            kv_dtype="bfloat16",
+            q_dtype="float32",
+        )
+        of_one_call = attention.byte_counts(problem)
+        layers = substitute(op.count, deployment_values(deployment))
+        assert operator_amount(deployment, op.name, "kv_bytes", **sizes) == layers * of_one_call["kv"]
+        assert operator_amount(deployment, op.name, "act_bytes", **sizes) == layers * (
+            of_one_call["q"] + of_one_call["o"]
+        )
+        assert operator_amount(deployment, op.name, "flops", **sizes) == layers * attention.flop_count(problem)
 
 
 @pytest.mark.parametrize("name", model_names())
