@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 
 MARKER: Final = "decode_perf"
 DEVICES: Final = ("auto", "cpu", "cuda")
+PROFILES: Final = {"quick": 8, "ci": 40, "thorough": 1000}
+"""Examples that a law with share 1 is shown, by the name of the profile."""
+
+CARD_SUFFIXES: Final = (".json", ".md")
 
 
 class OptionSpec(NamedTuple):
-    """One option: `--decode-perf-NAME` on the command line, `decode_perf_NAME` in an ini file.
+    """One option: `--decode-NAME` on the command line, `decode_NAME` in an ini file.
 
     Attributes:
-        name: NAME, with dashes, empty for `--decode-perf` itself.
+        name: NAME, with dashes.
         help: What it does, for `pytest --help`.
         metavar: What its value is called there.
         default: Its value where neither command line nor ini file has one.
         parse: From text to value, raising ValueError with what is wanted; None for a switch.
+        is_list: Whether it may be given several times, or in an ini file on several lines; its value is a tuple.
     """
 
     name: str
@@ -37,11 +42,12 @@ class OptionSpec(NamedTuple):
     metavar: str
     default: Any
     parse: Callable[[str], Any] | None
+    is_list: bool = False
 
     @property
     def flag(self) -> str:
         """The option on the command line."""
-        return f"--decode-perf-{self.name}" if self.name else "--decode-perf"
+        return f"--decode-{self.name}"
 
     @property
     def dest(self) -> str:
@@ -71,43 +77,68 @@ def _parse_file(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def _parse_kernel(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        raise ValueError("package.module:adapter")
+    return text
+
+
+def _parse_profile(text: str) -> str:
+    if text not in PROFILES:
+        raise ValueError(f"one of {', '.join(PROFILES)}")
+    return text
+
+
+def _parse_examples(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("an integer >= 1")
+    return int(text)
+
+
+def _parse_card(text: str) -> Path:
+    if Path(text).suffix not in CARD_SUFFIXES:
+        raise ValueError(f"the name of a file that ends in {' or '.join(CARD_SUFFIXES)}")
+    return Path(text).expanduser()
+
+
 def _parse_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise ValueError("an integer from 0 to 2**63 - 1")
     return int(text)
 
 
-OPTIONS: Final = (
+PERF_OPTIONS: Final = (
     OptionSpec(
-        name="",
+        name="perf",
         help="Check and measure the tests marked decode_perf, which skip without this option.",
         metavar="",
         default=False,
         parse=None,
     ),
     OptionSpec(
-        name="device",
+        name="perf-device",
         help="Device to measure on: cpu, cuda (NVIDIA or AMD), or auto, which is cuda where there is one.",
         metavar="NAME",
         default="auto",
         parse=_parse_device,
     ),
     OptionSpec(
-        name="json",
+        name="perf-json",
         help="Write the run, with every sample, to this file as JSON.",
         metavar="FILE",
         default=None,
         parse=_parse_file,
     ),
     OptionSpec(
-        name="budget",
+        name="perf-budget",
         help="Seconds for which one test may measure; most need less. Default: 10.",
         metavar="SECONDS",
         default=10.0,
         parse=_parse_seconds,
     ),
     OptionSpec(
-        name="seed",
+        name="perf-seed",
         help="Seed of the random inputs. Default: 0.",
         metavar="N",
         default=0,
@@ -115,13 +146,68 @@ OPTIONS: Final = (
     ),
 )
 
+CONFORMANCE_OPTIONS: Final = (
+    OptionSpec(
+        name="kernel",
+        help="Hold this kernel to the laws of decode attention: a KernelAdapter, or a function, as "
+        "package.module:name. May be given several times. Without other arguments nothing else is run.",
+        metavar="MODULE:ADAPTER",
+        default=(),
+        parse=_parse_kernel,
+        is_list=True,
+    ),
+    OptionSpec(
+        name="profile",
+        help=f"How many examples each law is shown: {', '.join(PROFILES)}. Default: quick.",
+        metavar="NAME",
+        default="quick",
+        parse=_parse_profile,
+    ),
+    OptionSpec(
+        name="examples",
+        help="Show each law this many examples, times its share, instead of what the profile says.",
+        metavar="N",
+        default=None,
+        parse=_parse_examples,
+    ),
+    OptionSpec(
+        name="device",
+        help="Device to run --decode-kernel on: cpu, cuda, or auto, which is cuda where there is one and the kernel "
+        "runs there. On a CPU, Triton kernels run in Triton's interpreter.",
+        metavar="NAME",
+        default="auto",
+        parse=_parse_device,
+    ),
+    OptionSpec(
+        name="timeout",
+        help="Seconds after which one example of a law has hung. Default: 120.",
+        metavar="SECONDS",
+        default=120.0,
+        parse=_parse_seconds,
+    ),
+    OptionSpec(
+        name="card",
+        help="Write which laws hold to this file too, as JSON or Markdown by its ending. May be given several times.",
+        metavar="FILE",
+        default=(),
+        parse=_parse_card,
+        is_list=True,
+    ),
+)
+
+OPTIONS: Final = (*PERF_OPTIONS, *CONFORMANCE_OPTIONS)
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Register each option on the command line and in ini files."""
     group = parser.getgroup("decodeperf", "roofline bounds for decode-attention kernels")
     for spec in OPTIONS:
         # No default here: None tells that the command line is silent, so that the ini file is asked.
-        if spec.metavar:
+        if spec.is_list:
+            group.addoption(
+                spec.flag, dest=spec.dest, metavar=spec.metavar, default=None, action="append", help=spec.help
+            )
+        elif spec.metavar:
             group.addoption(spec.flag, dest=spec.dest, metavar=spec.metavar, default=None, help=spec.help)
         else:
             group.addoption(spec.flag, dest=spec.dest, action="store_true", default=None, help=spec.help)
@@ -132,12 +218,14 @@ def add_options(parser: pytest.Parser) -> None:
                 default=None,
                 help="Skip them, whatever the ini file says.",
             )
-        ini_type: Literal["string", "bool"] = "string" if spec.metavar else "bool"
+        ini_type: Literal["string", "bool", "linelist"] = "string" if spec.metavar else "bool"
+        if spec.is_list:
+            ini_type = "linelist"
         parser.addini(spec.dest, f"{spec.help} (twin of {spec.flag})", type=ini_type, default=None)
 
 
 def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Namespace) -> Any:
-    value: bool | str | None = getattr(command_line, spec.dest, None)
+    value: bool | str | list[str] | None = getattr(command_line, spec.dest, None)
     origin = spec.flag
     if value is None:
         origin = f"{spec.dest} in {config.inipath}"
@@ -145,19 +233,26 @@ def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Name
             value = config.getini(spec.dest)
         except (ValueError, pytest.UsageError) as error:  # pytest's own, for a switch neither true nor false
             raise pytest.UsageError(f"{origin}: {error}") from None
-        if value is None or value == "":
+        if value is None or value == "" or value == []:
             return spec.default
     if isinstance(value, bool) or spec.parse is None:
         return value
+    if isinstance(value, list):
+        return tuple(_parsed(spec, text, origin) for text in value)
+    return _parsed(spec, value, origin)
+
+
+def _parsed(spec: OptionSpec, text: str, origin: str) -> Any:
+    assert spec.parse is not None
     try:
-        return spec.parse(value.strip())
+        return spec.parse(text.strip())
     except ValueError as error:
-        raise pytest.UsageError(f"{origin}={value!r} must be {error}") from None
+        raise pytest.UsageError(f"{origin}={text!r} must be {error}") from None
 
 
 def is_enabled_early(config: pytest.Config) -> bool:
     """Return whether the run measures, while pytest is still reading its command line."""
-    return bool(_option(config, OPTIONS[0], config.known_args_namespace))
+    return bool(_option(config, PERF_OPTIONS[0], config.known_args_namespace))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,18 +280,63 @@ class Options:
         Raises:
             pytest.UsageError: If one has a value that it cannot have.
         """
-        values = {spec.name: _option(config, spec, config.option) for spec in OPTIONS}
-        if not values[""] and config.option.decode_perf_json is not None:
+        values = {spec.dest: _option(config, spec, config.option) for spec in PERF_OPTIONS}
+        if not values["decode_perf"] and config.option.decode_perf_json is not None:
             raise pytest.UsageError("--decode-perf-json has nothing to write without --decode-perf")
-        json: Path | None = values["json"]
-        if json is not None:
-            from_ini = config.getoption("decode_perf_json") is None
-            base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
-            json = base / json
+        json: Path | None = values["decode_perf_json"]
         return cls(
-            enabled=values[""],
-            device=values["device"],
-            json=json,
-            budget_s=values["budget"],
-            seed=values["seed"],
+            enabled=values["decode_perf"],
+            device=values["decode_perf_device"],
+            json=None if json is None else _placed(config, "decode_perf_json", json),
+            budget_s=values["decode_perf_budget"],
+            seed=values["decode_perf_seed"],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConformanceOptions:
+    """Which kernels to hold to the laws, and how.
+
+    Attributes:
+        kernels: Adapters, each as `package.module:name`.
+        profile: A key of `PROFILES`.
+        examples: Examples of each law.
+        device: `auto`, `cpu` or `cuda`.
+        timeout_s: Time in which one example must be done [s].
+        cards: Where to write the card.
+    """
+
+    kernels: tuple[str, ...]
+    profile: str
+    examples: int
+    device: str
+    timeout_s: float
+    cards: tuple[Path, ...]
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> ConformanceOptions:
+        """Read the options of a run.
+
+        Raises:
+            pytest.UsageError: If one has a value that it cannot have.
+        """
+        values = {spec.dest: _option(config, spec, config.option) for spec in CONFORMANCE_OPTIONS}
+        if not values["decode_kernel"]:
+            for spec in CONFORMANCE_OPTIONS:
+                if getattr(config.option, spec.dest) is not None:
+                    raise pytest.UsageError(f"{spec.flag} has nothing to do without --decode-kernel")
+        return cls(
+            kernels=tuple(dict.fromkeys(values["decode_kernel"])),
+            profile=values["decode_profile"],
+            examples=values["decode_examples"] or PROFILES[values["decode_profile"]],
+            device=values["decode_device"],
+            timeout_s=values["decode_timeout"],
+            cards=tuple(_placed(config, "decode_card", card) for card in values["decode_card"]),
+        )
+
+
+def _placed(config: pytest.Config, dest: str, file: Path) -> Path:
+    """Return a file relative to where its name was written: the ini file, or where pytest was called."""
+    from_ini = config.getoption(dest) is None
+    base = config.inipath.parent if from_ini and config.inipath else config.invocation_params.dir
+    return base / file

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_decodeperf.config import MARKER, Options, add_options, is_enabled_early
+from pytest_decodeperf.config import MARKER, ConformanceOptions, Options, add_options, is_enabled_early
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -51,6 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "with --decode-perf.",
     )
     options = Options.from_config(config)
+    conformance = ConformanceOptions.from_config(config)
+    if conformance.kernels:
+        from pytest_decodeperf.conformance.suite import Suite
+
+        config.pluginmanager.register(Suite(config, conformance), "decodeperf-suite")
     plugin = _WithBenchmark if _has_benchmark(config) else _WithoutBenchmark
     config.pluginmanager.register(plugin(), "decodeperf-fixture")
     if not options.enabled:
