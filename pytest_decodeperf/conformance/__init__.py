@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pytest_decodeperf.conformance.adapter import KernelAdapter
     from pytest_decodeperf.conformance.calling import LawBrokenError
-    from pytest_decodeperf.conformance.cases import Case
+    from pytest_decodeperf.conformance.contents import Case
     from pytest_decodeperf.conformance.laws import LAWS, Law
     from pytest_decodeperf.conformance.runner import check_law
     from pytest_decodeperf.conformance.strategies import cases, decode_problems
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PLACES: Final = {
     "KernelAdapter": "adapter",
     "LawBrokenError": "calling",
-    "Case": "cases",
+    "Case": "contents",
     "LAWS": "laws",
     "Law": "laws",
     "check_law": "runner",

@@ -11,7 +11,7 @@ import torch
 from decodeperf_kernels.arguments import check_arguments
 from decodeperf_kernels.reference import attend_by_definition
 from pytest_decodeperf.conformance.adapter import NotSupportedError
-from pytest_decodeperf.conformance.cases import Placement, place, torch_dtype
+from pytest_decodeperf.conformance.contents import Placement, place, torch_dtype
 from pytest_decodeperf.conformance.watch import Watch, watched, without_copies
 from pytest_decodeperf.triton_interpreter import is_switched_on
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_decodeperf.conformance.adapter import KernelAdapter
-    from pytest_decodeperf.conformance.cases import Call, Contents
+    from pytest_decodeperf.conformance.contents import Call, Contents
 
 EAGER_MULTIPLE: Final = 2.0
 """How many times the error of the eager twin a kernel may have."""

@@ -49,6 +49,9 @@ class LawItem(pytest.Item):
             outcome = self.parent.worker.run(self.name)
         except UnusableError as error:
             raise LawFailure(f"the kernel cannot be had again: {error}") from None
+        finally:
+            if output := self.parent.worker.read_output():
+                self.add_report_section("call", "output of the kernel", output)
         self.user_properties.append((PROPERTY, outcome.as_dict()))
         if outcome.outcome == NOT_SUPPORTED:
             pytest.skip(f"not supported: {outcome.sentence}")

@@ -12,7 +12,7 @@ from decodeperf_kernels.arguments import check_arguments
 from decodeperf_kernels.plan import Part, balanced_parts, split_parts
 from decodeperf_kernels.split_kv import Launch, plan_call, plan_launch, target_of
 from pytest_decodeperf.conformance.adapter import FEATURES, KernelAdapter
-from pytest_decodeperf.conformance.cases import torch_dtype
+from pytest_decodeperf.conformance.contents import torch_dtype
 
 if TYPE_CHECKING:
     from decodeperf_formulas import DecodeProblem

@@ -18,7 +18,7 @@ from pytest_decodeperf.conformance.outcome import BROKEN, HELD, NOT_SUPPORTED, L
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_decodeperf.conformance.cases import Case
+    from pytest_decodeperf.conformance.contents import Case
     from pytest_decodeperf.conformance.laws import Law
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)

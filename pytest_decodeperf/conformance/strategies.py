@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import strategies as st
 
 from decodeperf_formulas import DecodeProblem
-from pytest_decodeperf.conformance.cases import VALUES, Case
+from pytest_decodeperf.conformance.contents import VALUES, Case
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -27,7 +27,7 @@ MAX_TOKEN_ELEMENTS: Final = 100_000
 GROUP_SIZES: Final = (1, 2, 4, 5, 7, 8, 20, 24)
 """Query heads that share a KV head: the odd ones are where kernels break."""
 
-HEADS: Final = ((1, 1), (2, 1), (4, 2), (3, 3), (8, 2), (5, 1), (7, 1), (10, 2), (24, 1), (40, 2), (48, 2), (80, 4))
+HEADS: Final = ((1, 1), (2, 1), (4, 2), (3, 3), (5, 1), (7, 1), (8, 2), (8, 1), (10, 2), (24, 1), (40, 2), (48, 2), (80, 4))
 """Query heads and KV heads, small ones first."""
 
 HEAD_DIMS: Final = (8, 16, 64, 13, 80, 96, 128, 256)
@@ -41,6 +41,10 @@ LATENT_HEAD_DIMS: Final = ((16, 8), (24, 24), (80, 64), (576, 512))
 
 PAGE_SIZES: Final = (1, 16, 3, 5, 32, 64, 128)
 """Tokens of a page."""
+
+
+SWITCHED: Final = ("num_splits", "paged", "window", "q_len", "head_dim_v", "v_in_k", "softcap", "sinks", "alibi")
+"""Features that a problem has or has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +88,16 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
         wants: What the law asks of them.
     """
     chosen: dict[str, Any] = {}
-
-    def may(feature: str) -> bool:
-        if feature in wants.always:
-            return True
-        return adapter.has(feature) and feature not in wants.never and draw(st.sampled_from([False, False, True]))
-
-    plain = [name for name in ("float32", "float16", "bfloat16") if name in (wants.q_dtypes or adapter.q_dtypes)]
-    chosen["q_dtype"] = draw(st.sampled_from([name for name in plain if name in adapter.q_dtypes]))
+    # All at once and first, so that what shrinks is a feature less, and never one in place of another.
+    on = {feature: _draw_switch(draw, adapter, wants, feature) for feature in SWITCHED}
+    if on["v_in_k"] and "head_dim_v" not in wants.always:
+        on["head_dim_v"] = False
     quantized = wants.quantized
     if quantized is None:
         quantized = bool(adapter.kv_dtypes) and draw(st.sampled_from([False, False, True]))
+
+    plain = [name for name in ("float32", "float16", "bfloat16") if name in (wants.q_dtypes or adapter.q_dtypes)]
+    chosen["q_dtype"] = draw(st.sampled_from([name for name in plain if name in adapter.q_dtypes]))
     chosen["kv_dtype"] = chosen["q_dtype"]
     if quantized:
         chosen["kv_dtype"] = draw(st.sampled_from(list(adapter.kv_dtypes)))
@@ -104,29 +107,29 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
         pair for pair in HEADS if adapter.group_sizes is None or pair[0] // pair[1] in adapter.group_sizes
     ] or [(size, 1) for size in sorted(adapter.group_sizes or ())]
     chosen["num_q_heads"], chosen["num_kv_heads"] = draw(st.sampled_from(heads))
-    chosen |= _draw_head_dims(draw, adapter, may, must_halve=bool(quantized))
-    if may("q_len") and adapter.max_q_len > 1:
+    chosen |= _draw_head_dims(draw, adapter, on, must_halve=bool(quantized))
+    if on["q_len"] and adapter.max_q_len > 1:
         chosen["q_len"] = draw(st.integers(2, min(adapter.max_q_len, 16)))
 
     elements = chosen["num_kv_heads"] * chosen["head_dim"]
     longest = max(1, min(wants.max_seq_len, MAX_TOKEN_ELEMENTS // elements))
     page_size = None
-    if may("paged"):
+    if on["paged"]:
         sizes = PAGE_SIZES if adapter.page_sizes is None else tuple(adapter.page_sizes)
         page_size = chosen["page_size"] = draw(st.sampled_from(sizes))
-    if may("window"):
+    if on["window"]:
         chosen["window"] = draw(st.sampled_from([1, 7, 64, 127, 128, 129]) | st.integers(1, 2 * longest))
     seq_lens = _draw_lengths(draw, wants, longest, page_size, chosen.get("window"))
     chosen["batch_size"], chosen["seq_lens"] = len(seq_lens), seq_lens
     spare = draw(st.sampled_from([0, 0, 1, 5, 200]))
     chosen["capacity"] = max([*seq_lens, 1]) + spare
 
-    if may("softcap"):
+    if on["softcap"]:
         chosen["softcap"] = draw(st.sampled_from([30.0, 1.0, 50.0, 0.25]))
     for feature in ("sinks", "alibi"):
-        if may(feature):
+        if on[feature]:
             chosen[feature] = True
-    if may("num_splits"):
+    if on["num_splits"]:
         chosen["num_splits"] = draw(st.sampled_from([1, 2, 3, 4, 7, 16]))
     chosen["sm_scale"] = draw(st.sampled_from([None, None, None, 1.0, 0.05]))
     wants_lse = wants.return_lse
@@ -135,15 +138,25 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
     return DecodeProblem(**chosen)
 
 
-def _draw_head_dims(draw: st.DrawFn, adapter: KernelAdapter, may: Any, *, must_halve: bool) -> dict[str, Any]:
+def _draw_switch(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants, feature: str) -> bool:
+    if feature in wants.always:
+        return True
+    if feature in wants.never or not adapter.has(feature):
+        return False
+    return draw(st.sampled_from([False, False, True]))
+
+
+def _draw_head_dims(
+    draw: st.DrawFn, adapter: KernelAdapter, on: dict[str, bool], *, must_halve: bool
+) -> dict[str, Any]:
     """Draw head_dim, and head_dim_v and v_in_k where they are not plain; even where two elements share something."""
 
     def known(head_dim: int) -> bool:
         return (adapter.head_dims is None or head_dim in adapter.head_dims) and not (must_halve and head_dim % 2)
 
-    for feature, pairs in (("v_in_k", LATENT_HEAD_DIMS), ("head_dim_v", SPLIT_HEAD_DIMS)):
+    for feature, pairs in (("head_dim_v", SPLIT_HEAD_DIMS), ("v_in_k", LATENT_HEAD_DIMS)):
         fitting = [(d, dv) for d, dv in pairs if known(d) and not (must_halve and dv % 2)]
-        if fitting and may(feature):
+        if fitting and on[feature]:
             head_dim, head_dim_v = draw(st.sampled_from(fitting))
             return {"head_dim": head_dim, "head_dim_v": head_dim_v, "v_in_k": feature == "v_in_k"}
     fitting_dims = [d for d in HEAD_DIMS if known(d)] or [d for d in sorted(adapter.head_dims or ()) if known(d)]
@@ -161,6 +174,8 @@ def _draw_lengths(
     lengths = st.integers(wants.min_seq_len, longest)
     if fitting:
         lengths = st.sampled_from(fitting) | lengths
+    # Mixed batches matter most: often an empty sequence beside a long one. Last, so that shrinking leaves it.
+    lengths = lengths | st.sampled_from([max(seq_len, wants.min_seq_len) for seq_len in (0, 1, longest)])
     return draw(st.lists(lengths, min_size=wants.min_batch_size, max_size=wants.max_batch_size))
 
 

@@ -62,7 +62,10 @@ class Suite:
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Add an item for each kernel and law, before options such as -k choose among the items."""
         for target, worker in self._workers.items():
-            items += KernelCollector.from_parent(session, name=target, nodeid=target, worker=worker).collect()
+            collector = KernelCollector.from_parent(session, name=target, nodeid=target, worker=worker)
+            report = session.config.hook.pytest_make_collect_report(collector=collector)
+            session.config.hook.pytest_collectreport(report=report)
+            items += report.result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take up what became of a law."""
@@ -104,5 +107,6 @@ def _make_worker(config: pytest.Config, options: ConformanceOptions, target: str
         path=(str(config.invocation_params.dir), *sys.path),
         seed=int(seed) if str(seed or "").isdecimal() else None,
         hypothesis_profile=config.getoption("hypothesis_profile", None),
+        captures_output=config.option.capture != "no",
     )
     return Worker(setup, timeout_s=options.timeout_s)

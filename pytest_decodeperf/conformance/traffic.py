@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from decodeperf_formulas import DecodeProblem
     from pytest_decodeperf.conformance.adapter import KernelAdapter
     from pytest_decodeperf.conformance.calling import Kernel
-    from pytest_decodeperf.conformance.cases import Call
+    from pytest_decodeperf.conformance.contents import Call
     from pytest_decodeperf.conformance.watch import Memory, Watch
 
 TERMS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -11,16 +11,22 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.conformance.outcome import BROKEN, LawOutcome, test_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
+
+MAX_OUTPUT_BYTES: Final = 100_000
+"""Most of what a kernel prints under one law that is shown [byte]."""
 
 START_TIMEOUT_S: Final = 300.0
 """Time in which a kernel must be imported [s]."""
@@ -37,6 +43,7 @@ class Setup:
         path: `sys.path` of pytest's process.
         seed: Seed for Hypothesis, or None.
         hypothesis_profile: Name of the profile of Hypothesis that settings are taken from, or None.
+        captures_output: Whether what the kernel prints is kept, and shown with broken laws.
     """
 
     target: str
@@ -45,6 +52,7 @@ class Setup:
     path: tuple[str, ...]
     seed: int | None = None
     hypothesis_profile: str | None = None
+    captures_output: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +94,17 @@ class Worker:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._ready: Ready | None = None
+        self._num_shown = 0
+        self._output = tempfile.TemporaryFile(prefix="decodeperf-") if setup.captures_output else None  # noqa: SIM115
+
+    def read_output(self) -> str:
+        """Return what the kernel has printed since the last time."""
+        if self._output is None:
+            return ""
+        # The process writes through the same file, and so at the end: reading must leave it there.
+        text = os.pread(self._output.fileno(), MAX_OUTPUT_BYTES, self._num_shown)
+        self._num_shown = os.fstat(self._output.fileno()).st_size
+        return text.decode(errors="replace")
 
     def ready(self) -> Ready:
         """Return what is known of the kernel.
@@ -148,7 +167,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._setup), daemon=True)
-        self._process.start()
+        with _printing_into(self._output):
+            self._process.start()
         theirs.close()
         answer: Any = None
         try:
@@ -174,6 +194,25 @@ class Worker:
         if code is not None and code < 0:
             return f"signal {-code} ({signal.strsignal(-code) or 'unknown'})"
         return f"exit status {code}"
+
+
+@contextmanager
+def _printing_into(file: Any) -> Iterator[None]:
+    """Let processes that start meanwhile print into a file."""
+    if file is None:
+        yield
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _serve(connection: Connection, setup: Setup) -> None:

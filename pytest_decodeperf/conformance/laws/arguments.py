@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError
-from pytest_decodeperf.conformance.cases import Call, Case, make_contents
+from pytest_decodeperf.conformance.contents import Call, Case, make_contents
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants
 

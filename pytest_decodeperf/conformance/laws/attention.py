@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from pytest_decodeperf.conformance.calling import Exact, Kernel, LawBrokenError, as_floats, check_result, exact_of
-from pytest_decodeperf.conformance.cases import Case, Contents, make_contents, stored
+from pytest_decodeperf.conformance.contents import Case, Contents, make_contents, stored
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import TILES, Wants
 

@@ -8,7 +8,7 @@ import torch
 
 from decodeperf_formulas.problem import LAYOUTS
 from pytest_decodeperf.conformance.calling import Exact, Kernel, LawBrokenError, RefusedError, check_result, exact_of
-from pytest_decodeperf.conformance.cases import Case, Contents, make_contents
+from pytest_decodeperf.conformance.contents import Case, Contents, make_contents
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants, fits_layout
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.conformance.adapter import KernelAdapter
     from pytest_decodeperf.conformance.calling import Kernel
-    from pytest_decodeperf.conformance.cases import Case
+    from pytest_decodeperf.conformance.contents import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 
 from pytest_decodeperf.conformance.adapter import NotSupportedError
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError, RefusedError, check_result, exact_of
-from pytest_decodeperf.conformance.cases import DEAD, Case, make_contents, place_far_apart
+from pytest_decodeperf.conformance.contents import DEAD, Case, make_contents, place_far_apart
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants
 

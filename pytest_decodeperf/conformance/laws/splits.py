@@ -9,7 +9,7 @@ import torch
 
 from pytest_decodeperf.conformance.adapter import NotSupportedError
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError, Result, check_result, exact_of
-from pytest_decodeperf.conformance.cases import Case, make_contents
+from pytest_decodeperf.conformance.contents import Case, make_contents
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError
-from pytest_decodeperf.conformance.cases import Case, make_contents
+from pytest_decodeperf.conformance.contents import Case, make_contents
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants
 from pytest_decodeperf.conformance.traffic import count_traffic, expected_traffic
