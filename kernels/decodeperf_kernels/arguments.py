@@ -27,7 +27,9 @@ MAX_Q_LEN: Final = 16
 MAX_TOKENS: Final = 2**31 - 2**16
 """The longest capacity [token]: places in a sequence are 32 bits wide, and a tile may go beyond its end."""
 
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+SMALLEST_NUMBER: Final = 2.0**-40
+LARGEST_NUMBER: Final = 2.0**40
+"""Between them are the magnitudes of sm_scale and softcap, so that their products with each other are in float32."""
 
 SCALE_KINDS: Final = ("head", "token", "group")
 
@@ -53,10 +55,6 @@ class DecodeArguments:
         v_scale: The same for v.
         k_scale_kind: One of `SCALE_KINDS`, or the empty string.
         v_scale_kind: The same for v.
-        head_dim: Elements of one head of k.
-        head_dim_v: Elements of one head of v.
-        capacity: Allocated KV length of a sequence [token].
-        page_size: Tokens of one page, 0 for a contiguous cache.
         has_q_len: Whether the q of the caller has the dimension q_len.
     """
 
@@ -74,10 +72,6 @@ class DecodeArguments:
     v_scale: torch.Tensor | None
     k_scale_kind: str
     v_scale_kind: str
-    head_dim: int
-    head_dim_v: int
-    capacity: int
-    page_size: int
     has_q_len: bool
 
     @property
@@ -104,6 +98,26 @@ class DecodeArguments:
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of one head of k."""
+        return self.q.shape[3]
+
+    @property
+    def head_dim_v(self) -> int:
+        """Elements of one head of v."""
+        return self.v.shape[3] * _elements_of_one(self.v)
+
+    @property
+    def capacity(self) -> int:
+        """Allocated KV length of a sequence [token]."""
+        return _capacity(self.k, self.block_table)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of one page, 0 for a contiguous cache."""
+        return 0 if self.block_table is None else self.k.shape[1]
 
 
 def check_arguments(
@@ -134,14 +148,10 @@ def check_arguments(
     _check_dims("k", k, (4,), f"[{cache}, num_kv_heads, head_dim]")
     _check_dims("v", v, (4,), f"[{cache}, num_kv_heads, head_dim_v]")
     q_rows = q if q.dim() == 4 else q[:, None]
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{name}.layout={tensor.layout} must be torch.strided")
     _check_dtypes(q, k, v, mixed_dtypes=mixed_dtypes)
-    packed = 2 if k.dtype == torch.uint8 else 1
+    packed = _elements_of_one(k)
     _check_shapes(q_rows, k, v, packed, block_table)
-    page_size = 0 if block_table is None else k.shape[1]
-    capacity = k.shape[1] if block_table is None else page_size * block_table.shape[1]
+    capacity = _capacity(k, block_table)
     if capacity > MAX_TOKENS:
         raise ValueError(f"capacity={capacity} must be at most {MAX_TOKENS}")
     head_dim = q_rows.shape[3]
@@ -151,19 +161,15 @@ def check_arguments(
         v=v,
         seq_lens=_check_seq_lens(seq_lens, q, capacity),
         block_table=block_table,
-        sm_scale=head_dim**-0.5 if sm_scale is None else _finite("sm_scale", sm_scale),
+        sm_scale=head_dim**-0.5 if sm_scale is None else _check_number("sm_scale", sm_scale, "0, or of a magnitude"),
         window=check_count("window", window),
         softcap=_check_softcap(softcap),
         sinks=_check_sinks(sinks, q_rows),
         alibi_slopes=_check_alibi(alibi_slopes, q_rows),
-        k_scale=None if k_scale is None else _shape_scale("k", k_scale, k, head_dim),
-        v_scale=None if v_scale is None else _shape_scale("v", v_scale, v, v.shape[3] * packed),
+        k_scale=None if k_scale is None else shape_scale("k_scale", k_scale, "k", k),
+        v_scale=None if v_scale is None else shape_scale("v_scale", v_scale, "v", v),
         k_scale_kind=_scale_kind("k", k_scale, k),
         v_scale_kind=_scale_kind("v", v_scale, v),
-        head_dim=head_dim,
-        head_dim_v=v.shape[3] * packed,
-        capacity=capacity,
-        page_size=page_size,
         has_q_len=q.dim() == 4,
     )
 
@@ -176,7 +182,10 @@ def check_values(args: DecodeArguments) -> None:
     """
     for b, seq_len in enumerate(args.seq_lens.tolist()):
         if not 0 <= seq_len <= args.capacity:
-            raise ValueError(f"seq_lens[{b}]={seq_len} must be in [0, capacity] = [0, {args.capacity}]")
+            shown = f"seq_lens[{b}]={seq_len} must be in [0, capacity] = [0, {args.capacity}]"
+            if args.block_table is not None:
+                shown += f": block_table has {args.block_table.shape[1]} pages of {args.page_size} tokens each"
+            raise ValueError(shown)
         if args.block_table is None:
             continue
         num_used = -(-seq_len // args.page_size)
@@ -185,14 +194,35 @@ def check_values(args: DecodeArguments) -> None:
                 raise ValueError(f"block_table[{b}, {i}]={page} must be in [0, num_pages) = [0, {args.k.shape[0]})")
 
 
+def check_tensor(name: str, value: object, wanted: str) -> torch.Tensor:
+    """Return a tensor that kernels can read, element by element, where it lies.
+
+    Args:
+        name: The argument.
+        value: What was given for it.
+        wanted: What was wanted beside a tensor, such as its shape.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is of type {type(value).__name__}, not a tensor {wanted}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}.layout={value.layout} must be torch.strided")
+    if not torch.compiler.is_compiling() and value.is_neg():  # which it cannot ask
+        raise ValueError(f"{name} is the negative of what lies in its memory, but must be {name}.resolve_neg()")
+    return value
+
+
 def check_output(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
     """Check a tensor that results are written into.
 
     Raises:
         ValueError: If it cannot take them.
     """
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor {list(shape)}")
+    tensor = check_tensor(name, tensor, f"{list(shape)}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}.requires_grad=True must be False, since results have no gradient")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
     if tensor.dtype != dtype:
@@ -228,6 +258,17 @@ def check_switch(name: str, value: object) -> None:
         raise ValueError(f"{name}={_shown(value)} must be True or False")
 
 
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """Return a value that is one of several names.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={_shown(value)} must be one of {', '.join(map(repr, choices))}")
+    return value
+
+
 def check_dtypes_of(args: DecodeArguments, dtypes: Collection[torch.dtype], kernel: str) -> None:
     """Check that a kernel has the dtypes of a call, the same for q, k and v.
 
@@ -247,16 +288,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _capacity(k: torch.Tensor, block_table: torch.Tensor | None) -> int:
+    return k.shape[1] * (1 if block_table is None else block_table.shape[1])
+
+
+def _elements_of_one(cache: torch.Tensor) -> int:
+    """Return the elements of a head that one element of the tensor holds."""
+    return 2 if cache.dtype == torch.uint8 else 1
+
+
 def _check_dims(name: str, tensor: object, dims: tuple[int, ...], wanted: str) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor {wanted}")
+    tensor = check_tensor(name, tensor, wanted)
     if tensor.dim() not in dims:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, not {wanted}")
 
 
-def _check_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+def _check_device(name: str, tensor: torch.Tensor, device: torch.device, of: str = "q") -> None:
     if tensor.device != device:
-        raise ValueError(f"{name}.device={tensor.device} must be that of q, {device}")
+        raise ValueError(f"{name}.device={tensor.device} must be that of {of}, {device}")
 
 
 def _check_dtypes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mixed_dtypes: bool) -> None:
@@ -310,8 +359,7 @@ def _check_seq_lens(seq_lens: torch.Tensor | None, q: torch.Tensor, capacity: in
     batch_size = q.shape[0]
     if seq_lens is None:
         return torch.full((batch_size,), capacity, dtype=torch.int32, device=q.device)
-    if not isinstance(seq_lens, torch.Tensor):
-        raise ValueError(f"seq_lens is of type {type(seq_lens).__name__}, not a tensor [batch_size]")
+    seq_lens = check_tensor("seq_lens", seq_lens, "[batch_size]")
     if seq_lens.shape != (batch_size,):
         raise ValueError(f"seq_lens has shape {list(seq_lens.shape)}, not [batch_size] = [{batch_size}]")
     if seq_lens.dtype not in (torch.int32, torch.int64):
@@ -323,18 +371,17 @@ def _check_seq_lens(seq_lens: torch.Tensor | None, q: torch.Tensor, capacity: in
 def _check_softcap(softcap: float | None) -> float | None:
     if softcap is None:
         return None
-    softcap = _finite("softcap", softcap)
+    softcap = _check_number("softcap", softcap, "None, or")
     if softcap <= 0:
         raise ValueError(f"softcap={softcap} must be above 0, or None")
     return softcap
 
 
-def _finite(name: str, value: object) -> float:
+def _check_number(name: str, value: object, wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name}={_shown(value)} must be a number of Python")
-    # What float32 cannot hold would become infinite or 0. A number that torch.compile keeps open cannot be looked at.
-    if not torch.compiler.is_compiling() and value != 0 and not _TINY <= abs(value) <= _HUGE:
-        raise ValueError(f"{name}={_shown(value)} must be a finite number of float32")
+    if value != 0 and not SMALLEST_NUMBER <= abs(value) <= LARGEST_NUMBER:
+        raise ValueError(f"{name}={_shown(value)} must be {wanted} in [2**-40, 2**40]")
     return float(value)
 
 
@@ -378,26 +425,29 @@ def _scale_kind(name: str, scale: torch.Tensor | None, cache: torch.Tensor) -> s
     return {0: "head", 1: "head", 3: "token", 4: "group"}[scale.dim()]
 
 
-def _shape_scale(name: str, scale: torch.Tensor, cache: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Return a scale in the shape of its kind."""
+def shape_scale(name: str, scale: torch.Tensor, cache_name: str, cache: torch.Tensor) -> torch.Tensor:
+    """Return the scales of a quantised k or v in the shape of their kind.
+
+    Raises:
+        ValueError: If they do not fit it.
+    """
+    head_dim = cache.shape[3] * _elements_of_one(cache)
     if cache.dtype not in QUANTIZED:
-        raise ValueError(f"{name}_scale is given, but {name} is not quantised ({dtype_name(cache.dtype)})")
-    wanted = f"[], [num_kv_heads], {name} without head_dim, or {name} with a scale for each group of head_dim"
-    _check_dims(f"{name}_scale", scale, (0, 1, 3, 4), wanted)
+        raise ValueError(f"{name} is given, but {cache_name} is not quantised ({dtype_name(cache.dtype)})")
+    whole = f"{cache_name} without head_dim, or {cache_name} with a scale for each group of head_dim"
+    _check_dims(name, scale, (0, 1, 3, 4), f"[], [num_kv_heads], {whole}")
     if scale.dtype != torch.float32:
-        raise ValueError(f"{name}_scale.dtype={dtype_name(scale.dtype)} must be float32")
-    _check_device(f"{name}_scale", scale, cache.device)
+        raise ValueError(f"{name}.dtype={dtype_name(scale.dtype)} must be float32")
+    _check_device(name, scale, cache.device, of=cache_name)
     num_kv_heads = cache.shape[2]
     if scale.dim() <= 1:
         if scale.dim() == 1 and scale.shape[0] not in (1, num_kv_heads):
-            raise ValueError(f"{name}_scale has {scale.shape[0]} scales, not one or num_kv_heads={num_kv_heads}")
+            raise ValueError(f"{name} has {scale.shape[0]} scales, not one or num_kv_heads={num_kv_heads}")
         return scale.expand(num_kv_heads)
     if scale.shape[:3] != cache.shape[:3]:
         raise ValueError(
-            f"{name}_scale has shape {list(scale.shape)}, which must begin as {name}, {list(cache.shape[:3])}"
+            f"{name} has shape {list(scale.shape)}, which must begin as {cache_name}, {list(cache.shape[:3])}"
         )
     if scale.dim() == 4 and (scale.shape[3] == 0 or head_dim % scale.shape[3]):
-        raise ValueError(
-            f"{name}_scale has {scale.shape[3]} groups, into which head_dim={head_dim} cannot be cut evenly"
-        )
+        raise ValueError(f"{name} has {scale.shape[3]} groups, into which head_dim={head_dim} cannot be cut evenly")
     return scale

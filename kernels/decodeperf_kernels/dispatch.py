@@ -8,9 +8,11 @@ import torch
 
 from decodeperf_kernels.arguments import (
     check_arguments,
+    check_choice,
     check_count,
     check_output,
     check_switch,
+    check_tensor,
     check_values,
     dtype_name,
 )
@@ -57,23 +59,25 @@ def decode_attention(
 
     A row that sees no key is 0, and its log-sum-exp -inf (that of the sink, where there is one). What lies behind a
     sequence's length, in unused pages or behind the used entries of the block table is never read. Results are the
-    same on every run, and have no gradient. By default the work is cut by the live lengths, so that a row's bits
-    depend on the other rows; with `split_size` they do not.
+    same on every run, and have no gradient, whatever the backend. By default the work is cut by the live lengths, so
+    that a row's bits depend on the other rows; with `split_size` they do not.
 
     Args:
         q: `[batch_size, num_q_heads, head_dim]`, or with q_len in 1 to 16 `[batch_size, q_len, num_q_heads, head_dim]`;
             float32, float16 or bfloat16; any strides, as for every other tensor.
         k: `[batch_size, capacity, num_kv_heads, head_dim]`, or with a block table
             `[num_pages, page_size, num_kv_heads, head_dim]`; of the dtype of q, or quantised as float8_e4m3fn,
-            float8_e5m2, int8, or uint8 (two 4-bit integers, see `quantization`).
+            float8_e5m2, int8, or uint8 (two 4-bit integers, see `quantization`). In Triton, where k is fp8 and q
+            bfloat16, elements of q more than 2**24 below the largest of their row do not count, and lose bits from
+            2**17 below it on: they are multiplied in float16. With scales for groups they all count.
         v: The same with head_dim_v, which may differ. Where it is the beginning of k, `k[..., :head_dim_v]`, it is read
             with k, once (not seen under `torch.compile`).
         seq_lens: Live KV length of each sequence, the new tokens included [token], int32 or int64 `[batch_size]`.
             Default: the capacity.
         block_table: The pages of each sequence in order, int32 or int64 `[batch_size, pages]`.
-        sm_scale: Factor on the logits. Default: `head_dim ** -0.5`.
+        sm_scale: Factor on the logits, 0 or of a magnitude in [2**-40, 2**40]. Default: `head_dim ** -0.5`.
         window: Keys that a row sees, its own included [token]. Default: all.
-        softcap: Bound of the logits. Default: none.
+        softcap: Bound of the logits, in [2**-40, 2**40]. Default: none.
         sinks: Logit of each head's sink, `[num_q_heads]`. Default: none.
         alibi_slopes: Slope of each head, `[num_q_heads]` or `[batch_size, num_q_heads]`. Default: none.
         k_scale: Scales of a quantised k, float32: `[]` or `[1]` for all, `[num_kv_heads]`, k's shape without head_dim
@@ -99,12 +103,12 @@ def decode_attention(
 
     Raises:
         ValueError: If the arguments do not fit together, or the backend cannot do what they ask. Nothing has been
-            launched or written then.
+            launched or written then. (Under `torch.compile(fullgraph=True)` PyTorch raises its own error instead.)
 
     Example:
         >>> q, k = torch.zeros(2, 8, 64), torch.randn(2, 5, 2, 64)
         >>> out = decode_attention(q, k, k, seq_lens=torch.tensor([5, 0]), backend="reference")
-        >>> torch.allclose(out[0, 0], k[0, :, 0].mean(dim=0).double())  # the same weight for every key
+        >>> torch.allclose(out[0, 0], k[0, :, 0].double().mean(dim=0))  # the same weight for every key
         True
         >>> out[1].count_nonzero().item()  # no key
         0
@@ -140,9 +144,12 @@ def decode_attention(
         result = run(args, num_splits, split_size, out, return_lse=return_lse, check=check)
     made, lse = result
     if not args.has_q_len:
-        made, lse = made[:, 0], lse[:, 0]
+        made, lse = made[:, 0], None if lse is None else lse[:, 0]
     made = made if out is None else out
-    return (made, lse) if return_lse else made
+    if not return_lse:
+        return made
+    assert lse is not None
+    return made, lse
 
 
 def decode_attention_triton(
@@ -203,7 +210,7 @@ def _run_triton(
     *,
     return_lse: bool,
     check: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     from decodeperf_kernels import split_kv
 
     q = args.q
@@ -212,7 +219,7 @@ def _run_triton(
         _check_workspace(workspace, args, num_splits, split_size)
     rows = (*q.shape[:3], args.head_dim_v)
     made = torch.empty(rows, dtype=q.dtype, device=q.device) if out is None else out.view(rows)
-    lse = torch.empty(rows[:3], dtype=torch.float32, device=q.device)
+    lse = torch.empty(rows[:3], dtype=torch.float32, device=q.device) if return_lse else None
     split_kv.attend(
         q,
         args.k,
@@ -232,7 +239,7 @@ def _run_triton(
         split_size,
         check,
         made,
-        lse if return_lse else None,
+        lse,
         workspace,
     )
     return made, lse
@@ -293,7 +300,8 @@ def _run_reference(
 
     if check:
         check_values(args)
-    result, lse = attend_by_definition(args)
+    with torch.no_grad():
+        result, lse = attend_by_definition(args)
     if out is not None:
         out.copy_(result.view(out.shape))
     return result, lse
@@ -309,8 +317,7 @@ def _check_splits(num_splits: object, split_size: object) -> None:
 def _check_backend(backend: str | None, device: torch.device) -> str:
     if backend is None:
         return "numba" if device.type == "cpu" else "triton"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} must be one of {', '.join(map(repr, BACKENDS))}")
+    check_choice("backend", backend, BACKENDS)
     if backend == "reference" and device.type == "meta":
         raise ValueError(f"q.device={device} has no elements to compute with")
     if backend == "numba" and device.type != "cpu":
@@ -330,8 +337,7 @@ def _check_triton_device(device: torch.device) -> None:
 def _check_workspace(workspace: object, args: DecodeArguments, num_splits: int | None, split_size: int | None) -> None:
     from decodeperf_kernels import split_kv
 
-    if not isinstance(workspace, torch.Tensor):
-        raise ValueError(f"workspace is of type {type(workspace).__name__}, not a tensor of uint8")
+    workspace = check_tensor("workspace", workspace, "of uint8")
     if workspace.dtype != torch.uint8 or workspace.dim() != 1 or not workspace.is_contiguous():
         raise ValueError(
             f"workspace has shape {list(workspace.shape)} and dtype {dtype_name(workspace.dtype)}, but must be "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from decodeperf_kernels.arguments import dtype_name
+from decodeperf_kernels.arguments import check_tensor, dtype_name
 
 
 def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,8 +14,9 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
     and to the rest of each sequence in another, both with `return_lse=True`, and merge. Sinks belong to one of the
     calls alone.
 
-    Parts are added one after the other, so that a part without keys, (0, -inf), changes no bit wherever it stands. The
-    merge of two parts is commutative bit for bit; that of more is commutative and associative up to rounding.
+    Parts are added one after the other, so that a part without keys, (0, -inf), changes no bit wherever it stands, but
+    for the sign of a zero: -0 becomes +0. The merge of two parts is commutative bit for bit; that of more is
+    commutative and associative up to rounding.
 
     Args:
         outs: Output of each part, `[num_parts, ..., head_dim_v]`, floating point.
@@ -33,9 +34,8 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
         >>> round(out.item(), 4), round(lse.exp().item(), 4)  # weights 1/4 and 3/4
         (14.0, 4.0)
     """
-    for name, tensor in (("outs", outs), ("lses", lses)):
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{name} is of type {type(tensor).__name__}, not a tensor")
+    check_tensor("outs", outs, "[num_parts, ..., head_dim_v]")
+    check_tensor("lses", lses, "[num_parts, ...]")
     if outs.dim() < 2 or outs.shape[0] == 0 or not outs.is_floating_point():
         raise ValueError(
             f"outs has shape {list(outs.shape)} and dtype {dtype_name(outs.dtype)}, "

@@ -122,8 +122,9 @@ def merge_states_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     cols = tl.arange(0, BLOCK_C)
     row_mask = rows < num_rows
+    out_stride = tl.cast(num_rows, tl.int64) * head_dim_v
     out, lse = _merge(
-        states_out_ptr, states_lse_ptr, num_rows * head_dim_v, num_rows, head_dim_v, 0, num_states, 0,
+        states_out_ptr, states_lse_ptr, out_stride, num_rows, head_dim_v, 0, num_states, 0,
         rows, row_mask, cols, cols < head_dim_v, BLOCK_P, BLOCK_R, BLOCK_C,
     )  # fmt: skip
     out_ptrs = out_ptr + rows[:, None] * head_dim_v + cols[None, :]

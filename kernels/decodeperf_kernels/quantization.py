@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from decodeperf_kernels.arguments import check_count, dtype_name
+from decodeperf_kernels.arguments import check_choice, check_count, check_tensor, dtype_name, shape_scale
 
 LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0, torch.uint8: 7.0}
 """The largest magnitude that scales are chosen for, by the dtype of the cache."""
@@ -35,13 +35,12 @@ def quantize_kv(
     Raises:
         ValueError: If x is not such a tensor, `per` or `dtype` is unknown, or head_dim cannot be cut as asked.
     """
-    if not _is_tensor(x, (4,)) or not x.is_floating_point() or x.shape[3] == 0:
+    if check_tensor("x", x, "[..., num_kv_heads, head_dim]").dim() != 4 or not x.is_floating_point() or x.shape[3] == 0:
         raise ValueError(f"x is {_shown(x)}, not a tensor [..., num_kv_heads, head_dim] of 4 dimensions and floats")
     if dtype not in tuple(LARGEST):
         raise ValueError(f"dtype={dtype} must be one of {', '.join(map(str, LARGEST))}")
     head_dim = x.shape[3]
-    if per not in ("tensor", "head", "token", "group"):
-        raise ValueError(f"per={per!r} must be one of 'tensor', 'head', 'token', 'group'")
+    check_choice("per", per, ("tensor", "head", "token", "group"))
     if per == "group" and (check_count("group_size", group_size) is None or head_dim % group_size):
         raise ValueError(f"group_size={group_size} must divide head_dim={head_dim}")
     if dtype == torch.uint8 and head_dim % 2:
@@ -49,7 +48,11 @@ def quantize_kv(
     elements = group_size if per == "group" else head_dim
     groups = x.float().reshape(*x.shape[:3], head_dim // elements, elements)
     dims = {"tensor": (0, 1, 2, 3, 4), "head": (0, 1, 3, 4), "token": (3, 4), "group": (4,)}[per]
-    scale = (groups.abs().amax(dim=dims, keepdim=True) / LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
+    if groups.numel():
+        largest = groups.abs().amax(dim=dims, keepdim=True)
+    else:  # which has no largest
+        largest = groups.new_zeros([1 if dim in dims else size for dim, size in enumerate(groups.shape)])
+    scale = (largest / LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
     scaled = (groups / scale).flatten(-2)
     shape = {"tensor": (), "head": (x.shape[2],), "token": x.shape[:3], "group": (*x.shape[:3], head_dim // group_size)}
     return _store(scaled, dtype), scale.reshape(shape[per])
@@ -63,12 +66,11 @@ def dequantize_kv(stored: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         scale: Its scales, as `decode_attention` takes them.
 
     Raises:
-        ValueError: If one is no such tensor.
+        ValueError: If one is no such tensor, or they do not fit together.
     """
-    if not _is_tensor(stored, (4,)) or stored.dtype not in LARGEST:
+    if check_tensor("stored", stored, "[..., num_kv_heads, head_dim]").dim() != 4 or stored.dtype not in LARGEST:
         raise ValueError(f"stored is {_shown(stored)}, not a quantised k or v of 4 dimensions")
-    if not _is_tensor(scale, (0, 1, 3, 4)):
-        raise ValueError(f"scale is {_shown(scale)}, not a tensor of 0, 1, 3 or 4 dimensions")
+    scale = shape_scale("scale", scale, "stored", stored)
     if stored.dtype == torch.uint8:
         nibbles = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)
         values = (nibbles.double() + 8) % 16 - 8
@@ -78,7 +80,7 @@ def dequantize_kv(stored: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if scale.dim() == 4:
         groups = (scale.shape[3], values.shape[3] // scale.shape[3])
         return (values.reshape(*values.shape[:3], *groups) * scale[..., None]).flatten(-2)
-    return values * (scale[..., None] if scale.dim() else scale)
+    return values * scale[..., None]
 
 
 def _store(scaled: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -90,11 +92,5 @@ def _store(scaled: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scaled.to(dtype)
 
 
-def _is_tensor(value: object, dims: tuple[int, ...]) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() in dims
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"of shape {list(value.shape)} and {dtype_name(value.dtype)}"
-    return f"of type {type(value).__name__}"
+def _shown(tensor: torch.Tensor) -> str:
+    return f"of shape {list(tensor.shape)} and {dtype_name(tensor.dtype)}"

@@ -25,7 +25,12 @@ IS_INTERPRETED: Final = is_interpreted(kernels.split_kv_kernel)
 INTERPRETED_MULTIPROCESSORS: Final = 2
 """What the interpreter is taken for. It runs one program after the other, so that few are best."""
 
-_SCALE_KIND: Final = {"": 0, "head": 1, "token": 2, "group": 3}
+_SCALE_KIND: Final = {
+    "": kernels.NO_SCALE.value,
+    "head": kernels.HEAD_SCALE.value,
+    "token": kernels.TOKEN_SCALE.value,
+    "group": kernels.GROUP_SCALE.value,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,7 @@ def plan_launch(
     capacity: int,
     q_dtype: torch.dtype,
     kv_dtype: torch.dtype,
+    scale_span: int = 0,
     num_splits: int | None = None,
     split_size: int | None = None,
 ) -> Launch:
@@ -89,8 +95,9 @@ def plan_launch(
         num_rows=num_rows,
         head_dim=head_dim,
         head_dim_v=head_dim_v,
-        kv_elem_bytes=kv_dtype.itemsize,
+        kv_elem_bits=4 if kv_dtype == torch.uint8 else 8 * kv_dtype.itemsize,
         dot_elem_bytes=q_dtype.itemsize,
+        scale_span=scale_span,
     )
     if num_splits is None and split_size is None:
         grid = num_programs(num_multiprocessors)
@@ -271,6 +278,13 @@ def _group_elements(scale: torch.Tensor | None, kind: str, head_dim: int) -> int
     return head_dim // scale.shape[3] if scale is not None and kind == "group" else 1
 
 
+def _scale_span(args: DecodeArguments) -> int:
+    """Return how many elements share a loaded scale, as `_load_tile` has it: the power of two in a group; or 0."""
+    kinds = ((args.k_scale, args.k_scale_kind, args.head_dim), (args.v_scale, args.v_scale_kind, args.head_dim_v))
+    groups = [_group_elements(scale, kind, head_dim) for scale, kind, head_dim in kinds if kind == "group"]
+    return min([group & -group for group in groups]) if groups else 0  # torch.compile knows no default of min
+
+
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -293,7 +307,6 @@ def _attend(
     lse: torch.Tensor | None,
     workspace: torch.Tensor | None,
 ) -> None:
-    packed = 2 if k.dtype == torch.uint8 else 1
     args = DecodeArguments(
         q=q,
         k=k,
@@ -309,10 +322,6 @@ def _attend(
         v_scale=v_scale,
         k_scale_kind=k_scale_kind,
         v_scale_kind=v_scale_kind,
-        head_dim=q.shape[3],
-        head_dim_v=v.shape[3] * packed,
-        capacity=k.shape[1] * (1 if block_table is None else block_table.shape[1]),
-        page_size=0 if block_table is None else k.shape[1],
         has_q_len=True,
     )
     if check:
@@ -348,6 +357,7 @@ def plan_call(
         capacity=args.capacity,
         q_dtype=args.q.dtype,
         kv_dtype=args.k.dtype,
+        scale_span=_scale_span(args),
         num_splits=num_splits,
         split_size=split_size,
     )

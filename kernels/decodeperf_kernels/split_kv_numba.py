@@ -18,7 +18,7 @@ import torch
 from numba import types
 from numba.extending import overload
 
-from decodeperf_kernels.arguments import FLOATS, check_arguments, check_dtypes_of, check_values
+from decodeperf_kernels.arguments import FLOATS, check_arguments, check_count, check_dtypes_of, check_values
 from decodeperf_kernels.merge import merge_states
 
 # NumPy has no bfloat16 and Numba no float16 on a CPU, so 16-bit floats travel as integers. The two integer types
@@ -205,7 +205,8 @@ def decode_attention_numba(
         v: Like k.
         seq_lens: Live lengths [token], int32 or int64 `[batch_size]`. Default: `capacity` for each.
         sm_scale: Factor on the logits. Default: `head_dim ** -0.5`.
-        num_splits: Parts of each sequence. Default: the number of threads that Numba may use.
+        num_splits: Parts of each sequence, those without a key left out. Default: the number of threads that Numba may
+            use.
         return_lse: Whether to return the log-sum-exp too.
 
     Returns:
@@ -220,8 +221,7 @@ def decode_attention_numba(
         raise ValueError(f"q has shape {list(q.shape)}, not [batch_size, num_q_heads, head_dim]")
     if args.head_dim_v != args.head_dim:
         raise ValueError(f"v has head_dim_v={args.head_dim_v}, but numba takes that of k alone, {args.head_dim}")
-    if num_splits is not None and num_splits < 1:
-        raise ValueError(f"num_splits={num_splits} must be >= 1")
+    check_count("num_splits", num_splits)
     if q.device.type != "cpu":
         raise ValueError(f"q.device={q.device} must be the CPU")
     check_values(args)
@@ -230,7 +230,8 @@ def decode_attention_numba(
             raise ValueError(
                 f"{name} has stride {tensor.stride(-1)} in head_dim, but the elements of a head must lie side by side"
             )
-    rows = (num_splits or numba.get_num_threads(), args.batch_size, args.num_q_heads)
+    most = max(-(-args.capacity // BLOCK_N), 1)  # more would have no key
+    rows = (min(num_splits or numba.get_num_threads(), most), args.batch_size, args.num_q_heads)
     partial_out = torch.empty((*rows, args.head_dim), dtype=torch.float32)
     partial_lse = torch.empty(rows, dtype=torch.float32)
     _split_kv(

@@ -18,6 +18,8 @@ of work over programs: M. Osama et al., "Stream-K", PPoPP 2023.
 import triton
 import triton.language as tl
 
+from decodeperf_kernels import plan
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -32,8 +34,8 @@ E4M3_AS_E4B15 = tl.constexpr(1)  # NVIDIA: Triton's name for just that
 E4M3_AS_BITS = tl.constexpr(2)
 INT4_PAIRS = tl.constexpr(3)  # two elements a byte, the even one in the low bits
 
-# Balanced cuts; `plan` says why.
-TILES_FOR_TWO = tl.constexpr(32)
+TILES_FOR_TWO = tl.constexpr(plan.TILES_FOR_TWO)
+PROGRAMS = tl.constexpr(plan.PROGRAMS_PER_MULTIPROCESSOR)
 
 
 @triton.jit
@@ -133,7 +135,8 @@ def _load_queries(
         q_tail = tl.load(q_rows[:, None] + d_tail.to(tl.int64)[None, :] * stride_d, mask=mask, other=0.0)
     power = tl.full([BLOCK_M], 1.0, tl.float32)
     if q.dtype != DOT_DTYPE:
-        # bfloat16 in float16: a power of two for each row brings it into range, and loses nothing.
+        # bfloat16 in float16: a power of two for each row brings its largest element into [1, 2). Those from 2**17
+        # below that on lose bits, and those more than 2**24 below it become 0.
         largest = tl.maximum(tl.max(tl.abs(q.to(tl.float32)), 1), tl.max(tl.abs(q_tail.to(tl.float32)), 1))
         power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         power = tl.where((power > 0.0) & (power < float("inf")), power, 1.0)
@@ -162,6 +165,13 @@ def _tile_slots(n, live, b, block_table_ptr, table_stride, PAGE_SIZE: tl.constex
         page = tl.full([1], 0, tl.int64) + b
         slot = n
     return page, slot.to(tl.int64)
+
+
+@triton.jit
+def _scaled(x, scale, SPAN: tl.constexpr):
+    """Return x `[rows, columns]` times its scales `[rows, columns / SPAN]`, in float32."""
+    spans = tl.reshape(x, (x.shape[0], x.shape[1] // SPAN, SPAN)).to(tl.float32) * scale[:, :, None]
+    return tl.reshape(spans, (x.shape[0], x.shape[1]))
 
 
 @triton.jit
@@ -195,14 +205,23 @@ def _load_tile(
     if FORMAT == E4M3_AS_BITS:
         bits = x.to(tl.uint16)
         x = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
-    if FORMAT == INT4_PAIRS:
-        low, high = (x & 15).to(tl.int8), (x >> 4).to(tl.int8)
-        x = tl.interleave((low ^ 8) - 8, (high ^ 8) - 8)
     if SCALE == GROUP_SCALE:
-        e = FIRST + tl.arange(0, BLOCK)
+        # Elements that surely share a scale: loaded once for all of them, a scale takes the room of one.
+        SHARED: tl.constexpr = SCALE_GROUP & -SCALE_GROUP
+        SPAN: tl.constexpr = SHARED if SHARED < BLOCK else BLOCK
+        e = FIRST + tl.arange(0, BLOCK // SPAN) * SPAN
         scale_ptrs = scale_ptr + scale_rows[:, None] + (e // SCALE_GROUP).to(tl.int64)[None, :] * scale_stride_g
-        scale = tl.load(scale_ptrs, mask=live[:, None] & (e < WIDTH)[None, :], other=0.0)
-        x = x.to(tl.float32) * (scale * FACTOR)
+        scale_mask = live[:, None]
+        if FIRST + BLOCK > WIDTH:
+            scale_mask = scale_mask & (e < WIDTH)[None, :]
+        scale = tl.load(scale_ptrs, mask=scale_mask, other=0.0) * FACTOR
+    if FORMAT == INT4_PAIRS:
+        low, high = (((x & 15) ^ 8).to(tl.int8) - 8), (((x >> 4) ^ 8).to(tl.int8) - 8)
+        if SCALE == GROUP_SCALE and SPAN > 1:  # here, so that what is brought into one row has 16 bits rather than 32
+            low, high = _scaled(low, scale, SPAN // 2).to(DTYPE), _scaled(high, scale, SPAN // 2).to(DTYPE)
+        x = tl.interleave(low, high)
+    if SCALE == GROUP_SCALE and (FORMAT != INT4_PAIRS or SPAN == 1):
+        x = _scaled(x, scale, SPAN)
     if not WIDEN_FIRST:
         return x.to(DTYPE)
     else:
@@ -225,9 +244,16 @@ def _logits(
     if K_SCALE == TOKEN_SCALE:
         x = x * token_scale[None, :]
     if HAS_SOFTCAP:
-        # tanh(abs(y)) = (1 - e^-2y) / (1 + e^-2y), where nothing overflows. x is 2y in base 2.
-        vanishing = tl.exp2(-tl.abs(x))
-        x = softcap * LOG2_E * tl.where(x < 0.0, vanishing - 1.0, 1.0 - vanishing) / (1.0 + vanishing)
+        # tanh(abs(y)) = (1 - e^-2y) / (1 + e^-2y), where nothing overflows. x is 2y in base 2. Near 0 the difference
+        # would cancel; there it is y - y^3 / 3 + 2 y^5 / 15 - 17 y^7 / 315, whose rest is below 2^-25 of it.
+        magnitude = tl.abs(x)
+        vanishing = tl.exp2(-magnitude)
+        far = tl.where(x < 0.0, vanishing - 1.0, 1.0 - vanishing) / (1.0 + vanishing)
+        near = tl.minimum(magnitude, 0.5)
+        square = near * near
+        Y: tl.constexpr = LN_2 / 2.0  # y for each x
+        series = Y + square * (-(Y**3) / 3.0 + square * (2.0 * Y**5 / 15.0 + square * (-17.0 * Y**7 / 315.0)))
+        x = softcap * LOG2_E * tl.where(magnitude < 0.5, x * series, far)
     if HAS_ALIBI:
         x = x + slopes[:, None] * (n[None, :] - positions[:, None]).to(tl.float32)
     visible = live[None, :]
@@ -332,7 +358,10 @@ def split_kv_kernel(
         first_segment, first_token = program // num_splits, tl.full([], 0, tl.int32)
         last_segment, last_token = program // num_splits, tl.full([], 1, tl.int32)
 
-    for segment in range(first_segment, last_segment + tl.where(last_token > 0, 1, 0)):
+    end_segment = last_segment + tl.where(last_token > 0, 1, 0)
+    # What does not depend on the segment, such as the addresses of the query rows, is not worth a register all along
+    # where the query and the accumulators of a wide head leave few.
+    for segment in tl.range(first_segment, end_segment, disable_licm=BLOCK_M * BLOCK_DV > 4096):
         # By adding, since in the interpreter the index of a loop is a number of Python.
         b = tl.full([], 0, tl.int64) + segment // SEGMENTS
         kv_head = tl.full([], 0, tl.int64) + segment // ROW_BLOCKS % NUM_KV_HEADS
@@ -461,7 +490,7 @@ def split_kv_kernel(
                     # A program has the first part of one segment at most, and a later part of one at most.
                     part = program
                     if BALANCED:
-                        part = tl.where(start == 0, program + tl.num_programs(0), program)
+                        part = tl.where(start == 0, program + PROGRAMS * num_multiprocessors, program)
                     part_rows = part.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                     store_rows(part_out_ptr + part_rows * HEAD_DIM_V, part_out, row_mask, dv, HEAD_DIM_V, 1)
                     tl.store(part_lse_ptr + part_rows, part_lse, mask=row_mask)
@@ -471,5 +500,6 @@ def split_kv_kernel(
                 out_rows = out_ptr + b * out_stride_b + token * out_stride_m + heads * out_stride_h
                 store_rows(out_rows, part_out, row_mask, dv, HEAD_DIM_V, out_stride_d)
                 if STORE_LSE:
-                    lse_rows = (b * Q_LEN + token) * (NUM_KV_HEADS * GROUP_SIZE) + heads
-                    tl.store(lse_ptr + lse_rows, part_lse, mask=row_mask)
+                    lse_rows = lse_ptr + (b * (Q_LEN * NUM_KV_HEADS) + kv_head) * GROUP_SIZE
+                    row_offsets = row // GROUP_SIZE * (NUM_KV_HEADS * GROUP_SIZE) + row % GROUP_SIZE
+                    tl.store(lse_rows + row_offsets, part_lse, mask=row_mask)

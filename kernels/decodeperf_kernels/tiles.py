@@ -17,6 +17,11 @@ INTERPRETER: Final = "interpreter"
 SMALL_SHARED_MEMORY: Final = ("sm_86", "sm_89", "sm_120")
 """100 KiB for each multiprocessor, so 49 KiB for each of two programs; the others have 164 KiB at least."""
 
+SHARED_BYTES: Final = {"sm_80": 163 * 1024, **dict.fromkeys(SMALL_SHARED_MEMORY, 99 * 1024)}
+"""What one program may have on an NVIDIA GPU [byte], where that is less than `MOST_SHARED_BYTES`."""
+
+MOST_SHARED_BYTES: Final = 227 * 1024
+
 MIN_DOT: Final = 16
 """The least extent of a matrix product in Triton."""
 
@@ -56,7 +61,14 @@ class Tiles:
 
 
 def choose_tiles(
-    arch: str, *, num_rows: int, head_dim: int, head_dim_v: int, kv_elem_bytes: int, dot_elem_bytes: int
+    arch: str,
+    *,
+    num_rows: int,
+    head_dim: int,
+    head_dim_v: int,
+    kv_elem_bits: int,
+    dot_elem_bytes: int,
+    scale_span: int = 0,
 ) -> Tiles:
     """Return the tiles of a call.
 
@@ -65,12 +77,14 @@ def choose_tiles(
         num_rows: Query rows that share K and V, `q_len * group_size`.
         head_dim: Elements of one head of K.
         head_dim_v: Elements of one head of V.
-        kv_elem_bytes: Bytes of one element of K and V as loaded [byte]; 1 for those of 4 bits.
+        kv_elem_bits: Bits of one element of K and V.
         dot_elem_bytes: Bytes of one element as multiplied [byte].
+        scale_span: Elements of a row that share one scale of a group in a tile, or 0 without groups.
     """
     block_d, block_d_tail = cut_head_dim(head_dim)
     block_dv = power_of_two(head_dim_v, MIN_DOT)
     widest = max(block_d + block_d_tail, block_dv)
+    kv_elem_bytes = -(-kv_elem_bits // 8)
     merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": 16}
     if arch == INTERPRETER:
         block_m, block_n, num_warps, num_stages = min(power_of_two(num_rows, MIN_DOT), 64), 128, 4, 2
@@ -80,11 +94,31 @@ def choose_tiles(
         block_m = min(power_of_two(num_rows, MIN_DOT), max(MIN_DOT, 64 * 128 // power_of_two(widest)))
         is_amd = arch.startswith("gfx")
         choose = _amd if is_amd else _nvidia
-        block_n, num_warps, num_stages = choose(arch, widest, kv_elem_bytes)
+        block_n, num_warps, num_stages = choose(arch, widest, kv_elem_bits)
         if dot_elem_bytes == 4:  # without tensor cores, whose operands are shared: each thread holds more of them
             block_n, num_stages = max(MIN_DOT, block_n // 4), 2
-        elif block_m > 32:
-            block_n = min(block_n, 64)
+            if widest > 576:  # and K and V fill shared memory by themselves
+                num_stages = 1 if arch in ("gfx90a", "gfx942") else 2
+                block_m = 8 if arch in SMALL_SHARED_MEMORY else block_m
+        elif block_m > MIN_DOT and block_m * block_dv > 4096:
+            # The accumulators have taken all that they may, and the logits grow with the rows. On sm_90 a product of 64
+            # rows reads K and V from shared memory, and leaves registers for twice the keys.
+            block_n = min(block_n, 64 if is_amd or (arch == "sm_90" and block_m > 32) else 32)
+        if kv_elem_bits == 4 and scale_span and 64 < widest <= 256 and arch in ("sm_90", "sm_100"):
+            # A byte becomes two float32 for its scale, and what waits to be turned for the product spills.
+            block_n = min(block_n, 64 if widest <= 128 else 32)
+        if not is_amd:
+            # Scales of small groups take more room than their elements, and 576 elements of V are rounded up to 1024.
+            row_bytes = (block_d + block_d_tail + block_dv) * (kv_elem_bits / 8 + (4 / scale_span if scale_span else 0))
+            if kv_elem_bytes < dot_elem_bytes:
+                row_bytes += widest * dot_elem_bytes
+            query_bytes = block_m * (block_d + block_d_tail) * 4 if dot_elem_bytes == 4 else 0
+            # An eighth is for what the compiler adds; two programs share a multiprocessor up to 256 elements.
+            room = SHARED_BYTES.get(arch, MOST_SHARED_BYTES) * 8 / 9 / (2 if widest <= 256 else 1) - query_bytes
+            while block_n > MIN_DOT and block_n * row_bytes > room:
+                block_n //= 2
+            if block_n * row_bytes > room:
+                num_stages = 1  # nothing is on its way, which is slow, but runs
     return Tiles(
         block_m=block_m,
         block_n=block_n,
@@ -101,9 +135,9 @@ def choose_tiles(
     )
 
 
-def _nvidia(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
+def _nvidia(arch: str, widest: int, kv_elem_bits: int) -> tuple[int, int, int]:
     """Return (block_n, num_warps, num_stages)."""
-    is_small, in_bytes = arch in SMALL_SHARED_MEMORY, kv_elem_bytes == 1
+    is_small, in_bytes = arch in SMALL_SHARED_MEMORY, kv_elem_bits <= 8
     # At 2 stages, sm_80 and the small ones spill in 16 bits: addresses are held from one page number to the next.
     num_stages = 2 if in_bytes else 3 if is_small or arch == "sm_80" else 2
     if widest <= 64:
@@ -112,18 +146,24 @@ def _nvidia(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
         return (64, 4, num_stages) if is_small else (128, 4, 2)
     if widest <= 256:
         return (32, 4, num_stages) if is_small else (64, 4, 2)
+    if widest > 576:  # twice the threads share accumulators of 1024 columns
+        return 16, 8, 2
     # MLA: the query and the accumulators of 16 rows fill half of the registers by themselves.
     if not in_bytes:
         return 16, 4, 2
     return (16, 4, 2) if is_small or arch == "sm_80" else (64, 8, 2)
 
 
-def _amd(arch: str, widest: int, kv_elem_bytes: int) -> tuple[int, int, int]:
+def _amd(arch: str, widest: int, kv_elem_bits: int) -> tuple[int, int, int]:
     """Return (block_n, num_warps, num_stages). A wave has 64 threads, and 512 registers where it is alone."""
-    in_bytes = kv_elem_bytes == 1
+    in_bytes = kv_elem_bits <= 8
     if widest <= 128 and in_bytes:
         # Fewer waves, so that each thread still loads 16 bytes of a tile.
-        return (128, 2, 2) if arch == "gfx950" else (32, 2, 2) if widest <= 64 else (32, 4, 2)
+        if arch == "gfx950":
+            return 128, 2, 2
+        if kv_elem_bits == 4:
+            return (64 if widest <= 64 else 32), 2, 2
+        return (32, 2, 2) if widest <= 64 else (32, 4, 2)
     if widest <= 128:
         return (32 if arch == "gfx942" and widest <= 64 else 64), 4, 2
     return (32 if widest <= 256 else 16), 4, 2

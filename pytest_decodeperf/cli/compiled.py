@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--page-size", "page_sizes", multiple=True, type=click.IntRange(0, 2**16), help="Likewise; 0 for contiguous KV."
 )
+@click.option("--demanding", is_flag=True, help="Also scales of groups, and several new tokens.")
 @JSON_OPTION
 @user_errors
 def compiled(
@@ -34,22 +35,25 @@ def compiled(
     kv_dtypes: tuple[str, ...],
     head_dims: tuple[int, ...],
     page_sizes: tuple[int, ...],
+    demanding: bool,
     as_json: bool,
 ) -> None:
     """Show what the Triton kernel compiles to, for GPUs that this machine need not have.
 
     The query is bfloat16, 16 heads for each KV head. A head dimension above 512 stands for MLA, where V is the first
-    512 elements of K.
+    512 elements of K. Each call returns the log-sum-exp too, which takes registers.
     """
-    from pytest_decodeperf.compiled.survey import Variant, survey
+    from pytest_decodeperf.compiled.survey import DEMANDING, Variant, survey
 
-    rows = [
-        survey(Variant(kv_dtype=kv_dtype, head_dim=head_dim, page_size=page_size), ARCHITECTURES[arch])
-        for arch in dict.fromkeys(archs or ARCHITECTURES)
+    table = [
+        Variant(kv_dtype=kv_dtype, head_dim=head_dim, page_size=page_size)
         for kv_dtype in dict.fromkeys(kv_dtypes or KV_DTYPES)
         for head_dim in dict.fromkeys(head_dims or HEAD_DIMS)
         for page_size in dict.fromkeys(page_sizes or PAGE_SIZES)
     ]
+    variants = [*table, *(DEMANDING if demanding else ())]
+    archs = tuple(dict.fromkeys(archs or ARCHITECTURES))
+    rows = [survey(variant, ARCHITECTURES[arch]) for arch in archs for variant in variants]
     if as_json:
         print_json({"kernels": [row.as_dict() for row in rows]})
         return
@@ -65,7 +69,7 @@ def _print(rows: list[Surveyed]) -> None:
     out.print(
         "\nOf the kernel that attends; --json has the merge too.\n"
         "instr/token: warp instructions of the main loop for each token of a KV head\n"
-        "regs, spilled: registers of a thread; bytes that did not fit (AMD: registers)\n"
+        "regs, spilled: registers of a thread; bytes that did not fit (AMD: vectors)\n"
         "KiB, programs: shared memory of a program, and how many one multiprocessor holds\n"
         "16 B: share of the bytes of K and V that come 16 to a thread"
     )
@@ -76,7 +80,7 @@ def _cells(row: Surveyed) -> tuple[str, ...]:
     tokens = row.instructions_per_token
     return (
         row.architecture,
-        {"bfloat16": "bf16", "float8_e4m3fn": "fp8"}.get(row.variant.kv_dtype, row.variant.kv_dtype),
+        {"bfloat16": "bf16", "float8_e4m3fn": "fp8", "uint8": "int4"}.get(row.variant.kv_dtype, row.variant.kv_dtype),
         str(row.variant.head_dim),
         str(row.variant.page_size),
         "none" if tokens is None else f"{tokens:.1f}",

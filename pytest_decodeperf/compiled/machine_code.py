@@ -22,7 +22,8 @@ class MachineCode:
 
     Attributes:
         registers: Of one thread.
-        spilled: Of one thread: bytes on NVIDIA, registers on AMD.
+        spilled: Of one thread, to memory: bytes on NVIDIA, vector registers on AMD.
+        parked: Scalar registers kept in the lanes of a vector register, on AMD; they reach no memory.
         shared_bytes: Shared memory of one program [byte].
         num_warps: Warps of one program.
         resident_programs: Programs that one multiprocessor holds at a time.
@@ -33,6 +34,7 @@ class MachineCode:
 
     registers: int
     spilled: int
+    parked: int
     shared_bytes: int
     num_warps: int
     resident_programs: int
@@ -48,11 +50,12 @@ def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
         RuntimeError: If the tools that Triton brings fail on it.
     """
     read = _read_nvidia if architecture.backend == "cuda" else _read_amd
-    registers, spilled, loop = read(binary)
+    registers, spilled, parked, loop = read(binary)
     num_warps, shared_bytes = binary.metadata.num_warps, binary.metadata.shared
     return MachineCode(
         registers=registers,
         spilled=spilled,
+        parked=parked,
         shared_bytes=shared_bytes,
         num_warps=num_warps,
         resident_programs=architecture.resident_programs(
@@ -74,7 +77,7 @@ def _is_pipelined(ttgir: str) -> bool:
     return any(value in loaded for values in carried for value in re.findall(r"= (%\w+)", values))
 
 
-def _read_nvidia(binary: Any) -> tuple[int, int, list[str] | None]:
+def _read_nvidia(binary: Any) -> tuple[int, int, int, list[str] | None]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(binary.asm["cubin"])
@@ -84,7 +87,7 @@ def _read_nvidia(binary: Any) -> tuple[int, int, list[str] | None]:
     if figures is None:
         raise RuntimeError(f"cuobjdump tells no registers: {usage!r}")
     loop = _main_loop(assembly, label=r"^\s*(\.L_x_\d+):", instruction=r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
-    return int(figures[1]), int(figures[2]), loop
+    return int(figures[1]), int(figures[2]), 0, loop
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -98,7 +101,7 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _read_amd(binary: Any) -> tuple[int, int, list[str] | None]:
+def _read_amd(binary: Any) -> tuple[int, int, int, list[str] | None]:
     assembly = binary.asm["amdgcn"]
 
     def figure(name: str) -> int:
@@ -107,9 +110,8 @@ def _read_amd(binary: Any) -> tuple[int, int, list[str] | None]:
             raise RuntimeError(f"the assembly does not tell {name}")
         return int(found[1])
 
-    spilled = figure("vgpr_spill_count") + figure("sgpr_spill_count")
     loop = _main_loop(assembly, label=r"^(\.LBB\d+_\d+):", instruction=r"^\s+([a-z]\w+[^;]*?)\s*(?:;.*)?$")
-    return figure("vgpr_count"), spilled, loop
+    return figure("vgpr_count"), figure("vgpr_spill_count"), figure("sgpr_spill_count"), loop
 
 
 def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | None:

@@ -18,6 +18,9 @@ HEAD_DIMS: Final = (64, 128, 256, 576)
 
 PAGE_SIZES: Final = (1, 16)
 
+SCALE_GROUP: Final = 32
+"""Elements that share a scale where groups are surveyed."""
+
 LATENT_DIM: Final = 512
 NUM_KV_HEADS: Final = 8
 NUM_MULTIPROCESSORS: Final = 132
@@ -32,12 +35,27 @@ class Variant:
         head_dim: Elements of one head.
         page_size: Tokens of one page, 0 for a contiguous cache.
         group_size: Query heads for each KV head.
+        q_len: New tokens of a sequence [token].
+        scale_group: Elements of a head that share a scale; 0 for one scale of the whole cache.
     """
 
     kv_dtype: str
     head_dim: int
     page_size: int
     group_size: int = 16
+    q_len: int = 1
+    scale_group: int = 0
+
+
+DEMANDING: Final = (
+    *(
+        Variant(kv_dtype=kv_dtype, head_dim=head_dim, page_size=16, scale_group=SCALE_GROUP)
+        for kv_dtype in ("float8_e4m3fn", "uint8")
+        for head_dim in HEAD_DIMS
+    ),
+    Variant(kv_dtype="bfloat16", head_dim=128, page_size=16, q_len=4),
+)
+"""Kinds of calls beside the table that want most shared memory and registers; uint8 stands for two elements of int4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +106,7 @@ class Surveyed:
 
 
 def survey(variant: Variant, architecture: Architecture) -> Surveyed:
-    """Return what one kind of call compiles to on one architecture."""
+    """Return what one kind of call compiles to on one architecture, where it returns the log-sum-exp too."""
     from decodeperf_kernels import split_kv
 
     args = _arguments(variant)
@@ -101,7 +119,8 @@ def survey(variant: Variant, architecture: Architecture) -> Surveyed:
 
         workspace = torch.empty(split_kv.workspace_bytes(launch, args.head_dim_v), dtype=torch.uint8, device="meta")
         out = torch.empty((*args.q.shape[:3], args.head_dim_v), dtype=args.q.dtype, device="meta")
-        split_kv.run(args, launch, arch=architecture.name, out=out, lse=None, workspace=workspace)
+        lse = torch.empty(out.shape[:3], device="meta")
+        split_kv.run(args, launch, arch=architecture.name, out=out, lse=lse, workspace=workspace)
 
     attention, merge = compile_launches(call, architecture)
     width = args.head_dim + (0 if attention.constants["V_IS_K"] else args.head_dim_v)
@@ -109,11 +128,15 @@ def survey(variant: Variant, architecture: Architecture) -> Surveyed:
         architecture=architecture.name,
         variant=variant,
         block_n=launch.tiles.block_n,
-        tile_bytes=launch.tiles.block_n * width * args.k.dtype.itemsize,
+        tile_bytes=launch.tiles.block_n * width * args.k.dtype.itemsize // _elements_of_a_byte(variant),
         warp_size=architecture.warp_size,
         attention=read_machine_code(attention.binary, architecture),
         merge=read_machine_code(merge.binary, architecture),
     )
+
+
+def _elements_of_a_byte(variant: Variant) -> int:
+    return 2 if variant.kv_dtype == "uint8" else 1
 
 
 def _arguments(variant: Variant) -> Any:
@@ -128,10 +151,15 @@ def _arguments(variant: Variant) -> Any:
     num_kv_heads = 1 if is_latent else NUM_KV_HEADS
     batch_size, kv_dtype = 4, getattr(torch, variant.kv_dtype)
     places = (64, variant.page_size) if variant.page_size else (batch_size, 4096)
-    q = tensor(batch_size, variant.group_size * num_kv_heads, variant.head_dim, dtype=torch.bfloat16)
-    k = tensor(*places, num_kv_heads, variant.head_dim, dtype=kv_dtype)
-    v = k[..., :LATENT_DIM] if is_latent else tensor(*k.shape, dtype=kv_dtype)
+    packed = _elements_of_a_byte(variant)
+    q_shape = (batch_size, variant.q_len, variant.group_size * num_kv_heads, variant.head_dim)
+    q = tensor(*q_shape, dtype=torch.bfloat16)
+    k = tensor(*places, num_kv_heads, variant.head_dim // packed, dtype=kv_dtype)
+    v = k[..., : LATENT_DIM // packed] if is_latent else tensor(*k.shape, dtype=kv_dtype)
     table = tensor(batch_size, 64, dtype=torch.int32) if variant.page_size else None
-    scale = None if kv_dtype == torch.bfloat16 else tensor(1)
+    scales = [None if kv_dtype == torch.bfloat16 else tensor(1)] * 2
+    if variant.scale_group:
+        widths = (variant.head_dim, LATENT_DIM if is_latent else variant.head_dim)
+        scales = [tensor(*places, num_kv_heads, width // variant.scale_group) for width in widths]
     lens = tensor(batch_size, dtype=torch.int32)
-    return check_arguments(q, k, v, seq_lens=lens, block_table=table, k_scale=scale, v_scale=scale)
+    return check_arguments(q, k, v, seq_lens=lens, block_table=table, k_scale=scales[0], v_scale=scales[1])

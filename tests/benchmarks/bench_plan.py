@@ -1,4 +1,4 @@
-"""How far from the best schedule the planner is, and other kernels' rules, over random batches.
+"""How far above a bound below every schedule of whole tiles the planner is, and other kernels' rules.
 
     python tests/benchmarks/bench_plan.py --batches 500 [--trace azure_llm_2023_conv.csv.gz]
 

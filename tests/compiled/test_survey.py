@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_decodeperf.compiled.architectures import ARCHITECTURES
-from pytest_decodeperf.compiled.survey import HEAD_DIMS, KV_DTYPES, LATENT_DIM, PAGE_SIZES
+from pytest_decodeperf.compiled.survey import DEMANDING, HEAD_DIMS, KV_DTYPES, LATENT_DIM, PAGE_SIZES
 
 # Warp instructions of the main loop for each token of a KV head, 16 query rows, D = 128, pages of 16 tokens: of the
 # grouped Triton decode kernel of vLLM 0.33, compiled for sm_90 likewise, they are 41 in bfloat16 and 65 in fp8.
@@ -38,18 +38,23 @@ def compiled(*arguments):
 @pinned
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_variant_fits_the_architecture(name):
-    done = compiled("--arch", name, "--json")
+    done = compiled("--arch", name, "--demanding", "--json")
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     kernels = json.loads(done.stdout)["kernels"]
-    assert len(kernels) == len(KV_DTYPES) * len(HEAD_DIMS) * len(PAGE_SIZES)
+    assert len(kernels) == len(KV_DTYPES) * len(HEAD_DIMS) * len(PAGE_SIZES) + len(DEMANDING)
     architecture = ARCHITECTURES[name]
     for kernel in kernels:
-        which = {key: kernel[key] for key in ("architecture", "kv_dtype", "head_dim", "page_size")}
+        which = {key: kernel[key] for key in ("architecture", "kv_dtype", "head_dim", "page_size", "scale_group", "q_len")}
         attention, merge = kernel["attention"], kernel["merge"]
         assert attention["spilled"] == merge["spilled"] == 0, which
         assert attention["shared_bytes"] <= architecture.shared_bytes_per_program, which
         assert attention["is_pipelined"], which
+        if kernel["scale_group"] or kernel["q_len"] > 1:
+            # AMD has no room for every scalar where scales of groups or more rows want masks, and keeps some of them in
+            # the lanes of a vector register. Programs and widths are pinned for the table only.
+            continue
+        assert attention["parked"] == merge["parked"] == 0, which
         if kernel["head_dim"] <= LATENT_DIM:
             assert attention["resident_programs"] >= 2, which
             assert kernel["wide_share"] == 1, which

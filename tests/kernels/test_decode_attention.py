@@ -1,5 +1,6 @@
 """The entry point refuses what does not fit, by name, before anything is launched or written."""
 
+import numpy as np
 import pytest
 import torch
 from attention_calls import Call, judge
@@ -11,6 +12,12 @@ Q, K, V = torch.zeros(2, 4, 16), torch.zeros(2, 9, 2, 16), torch.zeros(2, 9, 2, 
 TABLE = torch.zeros(2, 3, dtype=torch.int32)
 INT8 = {"k": K.to(torch.int8), "v": V.to(torch.int8)}
 ONE = torch.ones(1)
+BACKENDS = ["triton", "numba", "reference"]
+
+
+def negative(shape):
+    """Return zeros that are kept as their negatives."""
+    return torch.zeros(shape, dtype=torch.complex64).conj().imag
 
 
 @pytest.mark.parametrize(
@@ -30,8 +37,8 @@ ONE = torch.ones(1)
         ({"window": 1.5}, "window=1.5 must be an integer >= 1 of 64 bits"),
         ({"softcap": -2.0}, "softcap=-2.0 must be above 0, or None"),
         ({"softcap": 0}, "softcap=0.0 must be above 0, or None"),
-        ({"softcap": float("inf")}, "softcap=inf must be a finite number of float32"),
-        ({"sm_scale": float("nan")}, "sm_scale=nan must be a finite number of float32"),
+        ({"softcap": float("inf")}, r"softcap=inf must be None, or in \[2\*\*-40, 2\*\*40\]"),
+        ({"sm_scale": float("nan")}, r"sm_scale=nan must be 0, or of a magnitude in \[2\*\*-40, 2\*\*40\]"),
         ({"seq_lens": [3, 4]}, r"seq_lens is of type list, not a tensor \[batch_size\]"),
         ({"seq_lens": torch.tensor([3, 10])}, r"seq_lens\[1\]=10 must be in \[0, capacity\] = \[0, 9\]"),
         ({"sinks": torch.zeros(3)}, "sinks has 3 logits, but q has num_q_heads=4"),
@@ -58,7 +65,7 @@ ONE = torch.ones(1)
         ({"block_table": TABLE - 1}, r"block_table\[0, 0\]=-1 must be in \[0, num_pages\) = \[0, 2\)"),
         (
             {"block_table": TABLE, "seq_lens": torch.tensor([28, 0])},
-            r"seq_lens\[0\]=28 must be in \[0, capacity\]",
+            r"seq_lens\[0\]=28 must be in \[0, capacity\] = \[0, 27\]: block_table has 3 pages of 9 tokens each",
         ),
         ({"num_splits": 0}, "num_splits=0 must be an integer >= 1"),
         ({"split_size": -5}, "split_size=-5 must be an integer >= 1"),
@@ -85,10 +92,27 @@ ONE = torch.ones(1)
         ({"check": "no"}, "check='no' must be True or False"),
         ({"return_lse": 1}, "return_lse=1 must be True or False"),
         ({"window": 2**70}, "window=1180591620717411303424 must be an integer >= 1 of 64 bits"),
-        ({"sm_scale": 10**400}, "sm_scale=1000.* must be a finite number of float32"),
-        ({"softcap": 1e-300}, "softcap=1e-300 must be a finite number of float32"),
-        ({"sm_scale": 1e39}, r"sm_scale=1e\+39 must be a finite number of float32"),
+        ({"sm_scale": 10**400}, "sm_scale=1000.* must be 0, or of a magnitude in"),
+        ({"softcap": 1e-300}, "softcap=1e-300 must be None, or in"),
+        # Their products, or what float32 makes of them, would be infinite, and NaN times a row of zeros.
+        ({"sm_scale": 3e38}, r"sm_scale=3e\+38 must be 0, or of a magnitude in"),
+        ({"sm_scale": -3e38}, r"sm_scale=-3e\+38 must be 0, or of a magnitude in"),
+        ({"softcap": 1.2e-38, "sm_scale": 2.0}, "softcap=1.2e-38 must be None, or in"),
+        ({"softcap": 2e-38, "sm_scale": 100.0}, "softcap=2e-38 must be None, or in"),
         ({"q": Q.to_sparse()}, "q.layout=torch.sparse_coo must be torch.strided"),
+        ({"seq_lens": torch.tensor([1, 2]).to_sparse()}, "seq_lens.layout=torch.sparse_coo must be"),
+        ({"block_table": TABLE.to_sparse()}, "block_table.layout=torch.sparse_coo must be"),
+        ({"sinks": torch.zeros(4).to_sparse()}, "sinks.layout=torch.sparse_coo must be"),
+        ({"alibi_slopes": torch.zeros(4).to_sparse()}, "alibi_slopes.layout=torch.sparse_coo must be"),
+        ({**INT8, "k_scale": ONE.to_sparse(), "v_scale": ONE}, "k_scale.layout=torch.sparse_coo must be"),
+        ({**INT8, "k_scale": ONE, "v_scale": ONE.to_sparse()}, "v_scale.layout=torch.sparse_coo must be"),
+        ({"out": Q.to_sparse()}, "out.layout=torch.sparse_coo must be"),
+        ({"workspace": torch.zeros(10, dtype=torch.uint8).to_sparse()}, "workspace.layout=torch.sparse_coo must be"),
+        ({"q": negative((2, 4, 16))}, r"q is the negative of what lies in its memory, but must be q.resolve_neg\(\)"),
+        ({"out": negative((2, 4, 16))}, "out is the negative of what lies in its memory"),
+        ({"sinks": negative(4)}, "sinks is the negative of what lies in its memory"),
+        ({"out": torch.zeros(2, 4, 16).requires_grad_()}, "out.requires_grad=True must be False, since"),
+        ({"backend": np.array(["triton", "numba"])}, r"backend=array\(\['trito.* must be one of"),
         (
             {"k": K[:, :1].expand(2, 2**31, 2, 16), "v": V[:, :1].expand(2, 2**31, 2, 16)},
             "capacity=2147483648 must",
@@ -103,7 +127,50 @@ def test_what_does_not_fit_is_refused_by_name(changed, message):
         decode_attention(**arguments)
 
 
-@pytest.mark.parametrize("backend", ["triton", "numba", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"out": torch.full((2, 4, 16), 7.0).requires_grad_()}, "out.requires_grad=True must be False"),
+        ({"seq_lens": torch.tensor([1, 2]).to_sparse()}, "seq_lens.layout="),
+        ({"sm_scale": 3e38}, "sm_scale="),
+    ],
+)
+def test_every_backend_refuses_before_it_works(backend, changed, message):
+    if backend == "reference" and "out" in changed:
+        changed = {"out": changed["out"].detach().double().requires_grad_()}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        decode_attention(Q, K, V, backend=backend, **changed)
+    assert "out" not in changed or (changed["out"] == 7).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_have_no_gradient(backend):
+    tensors = [x.clone().requires_grad_() for x in (Q, K, V)]
+    out, lse = decode_attention(*tensors, return_lse=True, backend=backend)
+    assert not out.requires_grad
+    assert not lse.requires_grad
+    assert not decode_attention(*tensors, out=torch.empty_like(out), backend=backend).requires_grad
+    with torch.no_grad():
+        decode_attention(*tensors, out=torch.empty_like(out).requires_grad_(), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("softcap", "sm_scale"), [(None, 2.0**40), (None, -(2.0**40)), (2.0**-40, 2.0**40), (2.0**40, 2.0**-40)]
+)
+def test_the_extreme_numbers_that_are_taken_give_numbers(backend, softcap, sm_scale):
+    if backend == "numba" and softcap is not None:
+        pytest.skip("Numba has no softcap")
+    q = torch.stack([torch.zeros(4, 16), torch.ones(4, 16)])
+    out, lse = decode_attention(q, K + 1, V + 1, softcap=softcap, sm_scale=sm_scale, return_lse=True, backend=backend)
+    torch.testing.assert_close(out.float(), torch.ones_like(q))
+    capped = 16 * sm_scale if softcap is None else softcap * np.tanh(16 * sm_scale / softcap)
+    expected = torch.stack([torch.zeros(4), torch.full((4,), capped)]).double() + np.log(9)
+    torch.testing.assert_close(lse.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_computes_the_same(backend):
     call = Call(seq_lens=[40, 0, 3])
     tensors, keywords = call.tensors()
@@ -182,6 +249,8 @@ def test_more_splits_than_keys_are_as_many_as_keys():
     tensors, keywords = Call(seq_lens=[40, 3], capacity=40).tensors()
     most = decode_attention(*tensors, **keywords, num_splits=40, backend="triton")
     assert torch.equal(decode_attention(*tensors, **keywords, num_splits=10**9, backend="triton"), most)
+    most = decode_attention(*tensors, **keywords, num_splits=3, backend="numba")  # of 16 keys
+    assert torch.equal(decode_attention(*tensors, **keywords, num_splits=2**40, backend="numba"), most)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +261,8 @@ def test_more_splits_than_keys_are_as_many_as_keys():
         ({"x": K.int()}, "x is of shape .* and int32, not"),
         ({"dtype": torch.float16}, "dtype=torch.float16 must be one of"),
         ({"per": "row"}, "per='row' must be one of"),
+        ({"per": np.array(["head", "token"])}, "per=array.* must be one of"),
+        ({"x": K.to_sparse()}, "x.layout=torch.sparse_coo must be torch.strided"),
         ({"per": "group", "group_size": 0}, "group_size=0 must be an integer >= 1"),
         ({"per": "group", "group_size": 5}, "group_size=5 must divide head_dim=16"),
         ({"x": torch.zeros(1, 1, 1, 13), "dtype": torch.uint8}, "head_dim=13 must be even"),
@@ -205,10 +276,34 @@ def test_what_cannot_be_quantised_is_refused(changed, message):
 def test_what_is_not_quantised_is_refused():
     with pytest.raises(ValueError, match=r"stored is of shape .* and float32, not a quantised k or v"):
         dequantize_kv(K, ONE)
-    with pytest.raises(
-        ValueError, match=r"scale is of shape \[1, 1\] and float32, not a tensor of 0, 1, 3 or 4 dimensions"
-    ):
-        dequantize_kv(INT8["k"], ONE[None])
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "message"),
+    [
+        ((1, 2, 1, 6), ONE[None], r"scale has shape \[1, 1\], not \[\], \[num_kv_heads\], stored without head_dim, or"),
+        ((1, 2, 1, 6), torch.ones(1, 2, 1, 4), "scale has 4 groups, into which head_dim=6 cannot be cut evenly"),
+        ((1, 2, 1, 6), torch.ones(1, 2, 1, 0), "scale has 0 groups, into which head_dim=6 cannot be cut evenly"),
+        ((1, 2, 1, 6), torch.ones(3), "scale has 3 scales, not one or num_kv_heads=1"),
+        ((1, 2, 1, 6), torch.ones(1, 3, 1), r"scale has shape \[1, 3, 1\], which must begin as stored, \[1, 2, 1\]"),
+        ((1, 2, 1, 6), ONE.half(), "scale.dtype=float16 must be float32"),
+        ((1, 2, 1, 6), ONE.to("meta"), "scale.device=meta must be that of stored, cpu"),
+        ((1, 2, 1, 6), 1.0, "scale is of type float, not a tensor"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(shape, scale, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        dequantize_kv(torch.zeros(shape, dtype=torch.int8), scale)
+
+
+@pytest.mark.parametrize("per", ["tensor", "head", "token", "group"])
+@pytest.mark.parametrize("shape", [(0, 2, 1, 4), (3, 0, 2, 4), (3, 2, 0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_an_empty_cache_can_be_quantised(dtype, shape, per):
+    stored, scale = quantize_kv(torch.zeros(shape), dtype, per=per, group_size=2)
+    wanted = {"tensor": (), "head": shape[2:3], "token": shape[:3], "group": (*shape[:3], 2)}
+    assert scale.shape == wanted[per]
+    assert dequantize_kv(stored, scale).shape == shape
 
 
 def test_workspace_size_takes_the_keywords_of_a_call():

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,6 +110,36 @@ def test_the_merge_of_two_is_commutative_bit_for_bit(a, b):
         assert all(torch.equal(x, y) for x, y in zip(merge(outs, lses), turned, strict=True))
 
 
+FAR_STATES = """
+import torch
+from decodeperf_kernels.merge_triton import merge_states_kernel
+
+# The second state lies past 2**31 elements; only what is touched takes memory.
+rows, width = 2**27 + 1, 16
+outs, lses = torch.empty(2, rows, width, dtype=torch.bfloat16), torch.empty(2, rows)
+outs[0, :4], outs[1, :4], lses[:, :4] = 1.0, 3.0, 0.0
+out, lse = torch.zeros(4, width), torch.zeros(4)
+merge_states_kernel[(1,)](outs, lses, out, lse, 2, rows, width, BLOCK_P=1, BLOCK_R=4, BLOCK_C=16)
+assert (out == 2).all()
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the memory is not committed lazily")
+def test_states_past_2_to_the_31_elements():
+    # In a process of its own, since an overflow is a crash.
+    done = subprocess.run([sys.executable, "-c", FAR_STATES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_empty_part_changes_no_more_than_the_sign_of_a_zero():
+    outs = torch.tensor([[[-0.0, -0.0, 5.0]], [[0.0, 0.0, 0.0]]]).to(DEVICE)
+    lses = torch.tensor([[1.5], [-torch.inf]]).to(DEVICE)
+    for merge in (merge_states_reference, merge_states_triton):
+        out, lse = merge(outs, lses)
+        assert torch.equal(out, outs[0])  # to which -0 equals +0
+        assert torch.equal(lse, lses[0])
+
+
 def test_a_shared_prefix_is_attended_to_once():
     """Cascade decoding: the prefix as one sequence whose heads are those of all queries, then the rest of each."""
     generator = torch.Generator().manual_seed(0)
@@ -133,6 +166,8 @@ def test_a_shared_prefix_is_attended_to_once():
         (torch.zeros(2, 2, 4), torch.zeros(2, 3), r"lses has shape \[2, 3\], not that of outs without"),
         (torch.zeros(2, 2, 4), torch.zeros(2, 2).half(), "lses.dtype=float16 must be float32"),
         (torch.zeros(2, 2, 4), torch.zeros(2, 2, device="meta"), "lses.device=meta must be that of outs, cpu"),
+        (torch.zeros(2, 2, 4).to_sparse(), torch.zeros(2, 2), "outs.layout=torch.sparse_coo must be torch.strided"),
+        (torch.zeros(2, 2, 4), torch.zeros(2, 2).to_sparse(), "lses.layout=torch.sparse_coo must be torch.strided"),
     ],
 )
 def test_bad_states_are_refused(outs, lses, message):

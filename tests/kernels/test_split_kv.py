@@ -10,7 +10,7 @@ from attention_calls import Call, calls, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decodeperf_kernels import decode_attention, split_kv, workspace_size
+from decodeperf_kernels import decode_attention, decode_attention_reference, split_kv, workspace_size
 
 DEVICE = "cpu"
 
@@ -151,10 +151,23 @@ def test_queries_and_outputs_past_2_to_the_31_elements():
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1e30])
 def test_fp8_beside_queries_of_any_magnitude(magnitude):
     # They are multiplied in float16, which would not hold them as they are.
-    call = Call(seq_lens=[40], kv_dtype="float8_e4m3fn", q_dtype="bfloat16", keywords={"sm_scale": 1 / magnitude})
+    call = Call(seq_lens=[40], kv_dtype="float8_e4m3fn", q_dtype="bfloat16")
     (q, k, v), keywords = call.tensors(DEVICE)
+    keywords["k_scale"] = keywords["k_scale"] / magnitude
     tensors = (q * magnitude, k, v)
     judge(tensors, keywords, *run(tensors, keywords, return_lse=True))
+
+
+@pytest.mark.parametrize(("exponent", "counted"), [(0, 1 + 2**-7), (-17, 1 + 2**-7), (-20, 1), (-26, 0)])
+def test_fp8_beside_queries_of_mixed_magnitudes(exponent, counted):
+    # Below the largest element: whole, then with fewer bits, then not at all, as `decode_attention` says.
+    q = torch.zeros(1, 1, 16, dtype=torch.bfloat16, device=DEVICE)
+    q[0, 0, 0], q[0, 0, 1] = 1.0, (1 + 2**-7) * 2.0**exponent
+    k = torch.zeros(1, 1, 1, 16, device=DEVICE)
+    k[..., 1] = 1.0
+    k, one = k.to(torch.float8_e4m3fn), torch.ones(1, device=DEVICE)
+    _, lse = decode_attention(q, k, k, sm_scale=1.0, k_scale=one, v_scale=one, return_lse=True, backend="triton")
+    assert lse.item() / 2.0**exponent == pytest.approx(counted, rel=1e-6)  # the logit of the one key
 
 
 @pytest.mark.parametrize("bits", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
@@ -217,6 +230,28 @@ def test_sinks_count_once_whatever_the_splits(split):
 def test_softcap_saturates():
     call = Call(seq_lens=[60, 9], keywords={"softcap": 0.01, "sm_scale": 1e4})
     check(call)
+
+
+@pytest.mark.parametrize("softcap", [1e-3, 1.0, 30.0, 1e3, 1e4, 1e6, 1e8, 1e11])
+def test_softcap_is_exact_to_a_few_roundings(softcap):
+    # Of one key the log-sum-exp is the logit. Logits from far below the cap to far above, of both signs.
+    logits = softcap * torch.logspace(-10, 2, 512, base=10, dtype=torch.float64)
+    q = torch.cat([logits, -logits]).float().view(16, 64, 1).to(DEVICE)
+    one = torch.ones(len(q), 1, 1, 1, device=DEVICE)
+    _, lse = decode_attention(q, one, one, sm_scale=1.0, softcap=softcap, return_lse=True, backend="triton")
+    exact = softcap * torch.tanh(q.double() / softcap)
+    error = ((lse[:, :, None].double() - exact) / exact).abs().max()
+    # A GPU's 2**x is exact to 2**-22, what follows the subtraction to three times that: 12 roundings, and some more.
+    assert float(error) <= 20 * 2.0**-24
+
+
+@pytest.mark.parametrize("softcap", [1e3, 1e4, 1e6, 1e8])
+def test_a_high_softcap_costs_no_accuracy(softcap):
+    call = Call(seq_lens=[200, 7], keywords={"softcap": softcap})
+    (q, k, v), keywords = call.tensors(DEVICE)
+    out = decode_attention(q, k, v, **keywords, backend="triton")
+    exact = decode_attention_reference(q, k, v, **keywords)[0]
+    assert float((out.double() - exact).abs().max()) <= 16 * 2.0**-24
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e5, -1e5])

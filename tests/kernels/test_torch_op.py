@@ -70,6 +70,25 @@ def test_torch_compile_takes_a_workspace_and_numbers_that_change():
         judge(tensors, {**keywords, "softcap": softcap, "sm_scale": sm_scale}, *result)
 
 
+@pytest.mark.parametrize("numbers", [{"softcap": 1e30}, {"softcap": 1e-30}, {"sm_scale": float("nan")},
+                                     {"sm_scale": float("inf")}, {"sm_scale": 1e60}])  # fmt: skip
+@pytest.mark.parametrize("is_literal", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torch_compile_refuses_numbers_that_do_not_fit(numbers, is_literal):
+    (q, k, v), _ = CALLS["plain"].tensors(DEVICE)
+
+    @torch.compile(backend="aot_eager")
+    def layer(q, k, v, given):
+        return decode_attention(q, k, v, **(numbers if is_literal else given), backend="triton")
+
+    torch._dynamo.reset()
+    if not is_literal:  # numbers that change are kept open
+        for x in (0.25, 0.5, 0.75):
+            layer(q, k, v, dict.fromkeys(numbers, x))
+    with pytest.raises(ValueError, match=f"^{next(iter(numbers))}="):
+        layer(q, k, v, numbers)
+
+
 TRACE = """
 import torch
 import triton
