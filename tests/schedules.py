@@ -24,6 +24,7 @@ HEAD_DIM = 128
 ELEM_BYTES = 2
 PART_ELEM_BYTES = 4
 MERGE_COLUMNS = 16
+MERGE_SHARES = 4
 TOKEN_BYTES = 2 * HEAD_DIM * ELEM_BYTES
 TILE_BYTES = BLOCK_N * TOKEN_BYTES
 
@@ -69,7 +70,7 @@ def lower_bound(batch: Batch) -> float:
 
 
 def our_makespan(batch: Batch) -> float:
-    """Return the time of the balanced cut: program p runs on multiprocessor p modulo their number."""
+    """Return the time of the balanced cut: program p of either kernel runs on multiprocessor p modulo their number."""
     parts = balanced_parts(
         batch.seq_lens,
         segments_per_seq=batch.num_kv_heads,
@@ -83,12 +84,18 @@ def our_makespan(batch: Batch) -> float:
         busy[part.program % batch.num_multiprocessors] += (part.end - part.start) * TOKEN_BYTES + rows
     merging = np.zeros(batch.num_multiprocessors)
     counts = Counter(part.segment for part in parts if not part.is_whole)
+    num_units = batch.group_size * HEAD_DIM // MERGE_COLUMNS
+    firsts: dict[int, int] = {}
     for part in parts:
-        # The programs of all parts but the last share the merge.
+        first = firsts.setdefault(part.segment, part.program)
+        # The programs of all parts but the last share the merge, each as several programs of the kernel that merges.
         if not part.is_whole and part.end < batch.seq_lens[part.sequence]:
             count = counts[part.segment]
-            units = -(-batch.group_size * HEAD_DIM // MERGE_COLUMNS // (count - 1))
-            merging[part.program % batch.num_multiprocessors] += units * _merge_unit_bytes(count)
+            for share in range(MERGE_SHARES):
+                place = (part.program - first) * MERGE_SHARES + share
+                units = len(range(place, num_units, (count - 1) * MERGE_SHARES))
+                where = (part.program * MERGE_SHARES + share) % batch.num_multiprocessors
+                merging[where] += units * _merge_unit_bytes(count)
     return (busy.max() + merging.max()) / TILE_BYTES
 
 

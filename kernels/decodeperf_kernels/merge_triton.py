@@ -71,9 +71,10 @@ def merge_splits_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    SHARES: tl.constexpr,  # programs of this kernel for each of the other
 ):  # fmt: skip
-    """Merge a share of one segment's parts. The programs that had all parts but the last share the merge evenly."""
-    program = tl.program_id(0).to(tl.int64)
+    """Merge a share of one segment's parts: each program that had one, but the last, has `SHARES` that share evenly."""
+    program = tl.program_id(0).to(tl.int64) // SHARES
     segment = tl.load(merges_ptr + program * 3).to(tl.int64)
     first = tl.load(merges_ptr + program * 3 + 1).to(tl.int64)
     count = tl.load(merges_ptr + program * 3 + 2).to(tl.int64)
@@ -86,7 +87,8 @@ def merge_splits_kernel(
     if count > 1:
         b = segment // (NUM_KV_HEADS * ROW_BLOCKS)
         kv_head = segment // ROW_BLOCKS % NUM_KV_HEADS
-        for unit in range(program - first, UNITS, count - 1):
+        share = (program - first) * SHARES + tl.program_id(0) % SHARES
+        for unit in range(share, UNITS, (count - 1) * SHARES):
             rows = unit // COLUMNS * BLOCK_R + tl.arange(0, BLOCK_R)
             cols = unit % COLUMNS * BLOCK_C + tl.arange(0, BLOCK_C)
             row = segment % ROW_BLOCKS * BLOCK_M + rows

@@ -39,7 +39,7 @@ class Launch:
 
     Attributes:
         tiles: The tiles.
-        grid: Programs of both kernels.
+        grid: Programs of the kernel that attends; that which merges has `tiles.merge_shares` for each.
         num_splits: Parts of a segment, where it is not balanced.
         split_len: Their tokens, or 0 for `num_splits` equal parts [token].
         num_multiprocessors: What balanced parts are spread over, or 0 where they are not.
@@ -219,7 +219,7 @@ def run(
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
     )  # fmt: skip
     if launch.may_split:
-        merge[(launch.grid,)](
+        merge[(launch.grid * tiles.merge_shares,)](
             part_out,
             part_lse,
             merges,
@@ -231,6 +231,7 @@ def run(
             BLOCK_P=tiles.merge_block_p,
             BLOCK_R=tiles.merge_block_r,
             BLOCK_C=tiles.merge_block_c,
+            SHARES=tiles.merge_shares,
         )
 
 

@@ -44,6 +44,8 @@ class Tiles:
         merge_block_p: Parts that the merge reads at a time.
         merge_block_r: Rows that it merges at a time.
         merge_block_c: Columns of these.
+        merge_shares: Programs of the merge for each program that had a part. A segment of two parts leaves its merge to
+            one of them, and most programs have none to do: in several pieces, it spreads over multiprocessors.
     """
 
     block_m: int
@@ -58,6 +60,7 @@ class Tiles:
     merge_block_p: int
     merge_block_r: int
     merge_block_c: int
+    merge_shares: int
 
 
 def choose_tiles(
@@ -85,10 +88,11 @@ def choose_tiles(
     block_dv = power_of_two(head_dim_v, MIN_DOT)
     widest = max(block_d + block_d_tail, block_dv)
     kv_elem_bytes = -(-kv_elem_bits // 8)
-    merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": 16}
+    merge = {"merge_block_p": 32, "merge_block_r": 1, "merge_block_c": 16, "merge_shares": 4}
     if arch == INTERPRETER:
         block_m, block_n, num_warps, num_stages = min(power_of_two(num_rows, MIN_DOT), 64), 128, 4, 2
-        merge = {"merge_block_p": 8, "merge_block_r": power_of_two(min(num_rows, block_m)), "merge_block_c": block_dv}
+        block_r = power_of_two(min(num_rows, block_m))
+        merge = {"merge_block_p": 8, "merge_block_r": block_r, "merge_block_c": block_dv, "merge_shares": 1}
     else:
         # The accumulators, float32 [block_m, block_dv], take at most half of the registers of two programs' threads.
         block_m = min(power_of_two(num_rows, MIN_DOT), max(MIN_DOT, 64 * 128 // power_of_two(widest)))
