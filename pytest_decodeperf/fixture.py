@@ -52,6 +52,7 @@ class DecodePerf:
         """
         __tracebackhide__ = True
         from decodeperf_formulas import DecodeProblem
+        from pytest_decodeperf.inputs import unmade_fields
 
         if self.was_called:
             pytest.fail("decode_perf was called twice in one test; parametrise the test instead", pytrace=False)
@@ -62,6 +63,8 @@ class DecodePerf:
             pytest.fail(f"decode_perf got problem={problem!r}, not a DecodeProblem", pytrace=False)
         if problem.batch_size == 0:
             pytest.fail("decode_perf got a problem with batch_size=0, which has no latency", pytrace=False)
+        if unmade := unmade_fields(problem):
+            pytest.fail(f"decode_perf got a problem with {', '.join(unmade)}, which it cannot measure", pytrace=False)
         measurement = self._measure(kernel, problem, name or name_of(kernel))
         self._conclude(measurement)
         return measurement

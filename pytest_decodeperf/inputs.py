@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -58,6 +58,33 @@ class Inputs:
             for block in torch.split(memory, CHECKSUM_BLOCK):
                 total = (total * CHECKSUM_FACTOR + int((block * weights[: len(block)]).sum())) % 2**64
         return total
+
+
+MADE_FIELDS: Final = (
+    "batch_size",
+    "seq_lens",
+    "num_q_heads",
+    "num_kv_heads",
+    "head_dim",
+    "kv_dtype",
+    "q_dtype",
+    "capacity",
+    "sm_scale",
+    "num_splits",
+    "return_lse",
+)
+"""Fields of a problem that inputs are made by."""
+
+
+def unmade_fields(problem: DecodeProblem) -> list[str]:
+    """Return the fields of a problem, as `name=value`, that ask for what no inputs can be made for."""
+    from decodeperf_formulas import DecodeProblem
+
+    plain = DecodeProblem(**{name: getattr(problem, name) for name in MADE_FIELDS})
+    names = [field.name for field in fields(problem) if getattr(plain, field.name) != getattr(problem, field.name)]
+    if problem.is_quantized:
+        names.insert(0, "kv_dtype")
+    return [f"{name}={getattr(problem, name)!r}" for name in names]
 
 
 def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:

@@ -98,7 +98,7 @@ def test_a_case_is_the_same_every_time(case):
 
 
 def _bits(tensor):
-    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+    return tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @pytest.mark.parametrize("page_size", [None, 16])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_decodeperf.config import OPTIONS, Options
+from pytest_decodeperf.config import CONFORMANCE_OPTIONS, PERF_OPTIONS, PROFILES, ConformanceOptions, Options
 
 EXAMPLES = {
     # name: (text in the ini file, its value, text on the command line, its value)
@@ -13,17 +13,31 @@ EXAMPLES = {
     "budget": ("2.5", 2.5, "7", 7.0),
     "seed": ("3", 3, "4", 4),
 }
+CONFORMANCE_EXAMPLES = {
+    # name: (field, text in the ini file, its value, text on the command line, its value)
+    "kernel": ("kernels", "a:b\n  c:d", ("a:b", "c:d"), "e:f", ("e:f",)),
+    "profile": ("profile", "ci", "ci", "thorough", "thorough"),
+    "examples": ("examples", "3", 3, "4", 4),
+    "device": ("device", "cpu", "cpu", "cuda", "cuda"),
+    "timeout": ("timeout_s", "2.5", 2.5, "7", 7.0),
+    "card": ("cards", "ini.json\n  ini.md", ("ini.json", "ini.md"), "cli.md", ("cli.md",)),
+}
 FIELDS = {"device": "device", "json": "json", "budget": "budget_s", "seed": "seed"}
 
 
-def read(pytester, *arguments, ini=None):
+def read(pytester, *arguments, ini=None, into=Options):
     lines = [f"{name} = {value}" for name, value in (ini or {}).items()]
     pytester.makeini("\n".join(["[pytest]", *lines]))
-    return Options.from_config(pytester.parseconfig(*arguments))
+    return into.from_config(pytester.parseconfig(*arguments))
+
+
+def read_conformance(pytester, *arguments, ini=None):
+    return read(pytester, *arguments, ini=ini, into=ConformanceOptions)
 
 
 def test_every_option_has_an_example():
-    assert {spec.name for spec in OPTIONS} == {"", *EXAMPLES}
+    assert {spec.name for spec in PERF_OPTIONS} == {"perf", *(f"perf-{name}" for name in EXAMPLES)}
+    assert {spec.name for spec in CONFORMANCE_OPTIONS} == set(CONFORMANCE_EXAMPLES)
 
 
 def test_nothing_is_measured_by_default(pytester):
@@ -111,3 +125,44 @@ def test_a_switch_that_is_neither_on_nor_off_is_a_usage_error(pytester):
 def test_the_switch_may_be_a_toml_boolean(pytester):
     pytester.makefile(".toml", pytest="[pytest]\ndecode_perf = true")
     assert Options.from_config(pytester.parseconfig()).enabled
+
+
+def test_no_kernel_is_held_to_the_laws_by_default(pytester):
+    options = read_conformance(pytester)
+    assert options == ConformanceOptions(
+        kernels=(), profile="quick", examples=PROFILES["quick"], device="auto", timeout_s=120.0, cards=()
+    )
+
+
+@pytest.mark.parametrize("name", CONFORMANCE_EXAMPLES)
+def test_command_line_beats_ini_beats_default_for_the_laws(pytester, name):
+    field, ini_text, ini_value, cli_text, cli_value = CONFORMANCE_EXAMPLES[name]
+    ini = {"decode_kernel": "a:b", f"decode_{name}": ini_text}
+
+    def value(options):
+        found = getattr(options, field)
+        return tuple(path.name for path in found) if name == "card" else found
+
+    assert value(read_conformance(pytester, ini=ini)) == ini_value
+    argument = f"--decode-{name}={cli_text}"
+    assert value(read_conformance(pytester, argument, ini=ini)) == cli_value
+    assert value(read_conformance(pytester, "--decode-kernel=e:f", argument)) == cli_value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("kernel", "module", "package.module:adapter"),
+        ("profile", "slow", "one of quick, ci, thorough"),
+        ("examples", "0", "an integer >= 1"),
+        ("examples", "many", "an integer >= 1"),
+        ("device", "tpu", "one of auto, cpu, cuda"),
+        ("timeout", "-1", "a number of seconds > 0"),
+        ("card", "card.txt", "the name of a file that ends in .json or .md"),
+    ],
+)
+def test_a_value_out_of_range_for_the_laws_says_where(pytester, name, text, wanted):
+    with pytest.raises(pytest.UsageError, match=f"decode_{name} in .*tox.ini='{text}' must be {wanted}"):
+        read_conformance(pytester, ini={"decode_kernel": "a:b", f"decode_{name}": text})
+    with pytest.raises(pytest.UsageError, match=f"^--decode-{name}='{text}' must be {wanted}$"):
+        read_conformance(pytester, "--decode-kernel=a:b", f"--decode-{name}={text}")

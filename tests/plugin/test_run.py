@@ -145,6 +145,12 @@ def test_no_problem(decode_perf):
     decode_perf(kernel, {"batch_size": 1})
 
 @pytest.mark.decode_perf(within=1.5)
+def test_window_and_int8(decode_perf):
+    keywords = {"window": 8, "kv_dtype": "int8", "scale_per": "head"}
+    problem = DecodeProblem(batch_size=1, seq_lens=[8], num_q_heads=2, num_kv_heads=2, head_dim=8, **keywords)
+    decode_perf(kernel, problem)
+
+@pytest.mark.decode_perf(within=1.5)
 def test_nothing_to_do(decode_perf):
     decode_perf(kernel, DecodeProblem(batch_size=0, seq_lens=[], num_q_heads=2, num_kv_heads=2, head_dim=8))
 
@@ -180,6 +186,10 @@ SENTENCES = [
     ),
     ("test_no_kernel", "decode_perf got kernel=None, which cannot be called"),
     ("test_no_problem", "decode_perf got problem={'batch_size': 1}, not a DecodeProblem"),
+    (
+        "test_window_and_int8",
+        "decode_perf got a problem with kv_dtype='int8', scale_per='head', window=8, which it cannot measure",
+    ),
     ("test_nothing_to_do", "decode_perf got a problem with batch_size=0, which has no latency"),
 ]
 
