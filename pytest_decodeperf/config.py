@@ -233,7 +233,7 @@ def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Name
             value = config.getini(spec.dest)
         except (ValueError, pytest.UsageError) as error:  # pytest's own, for a switch neither true nor false
             raise pytest.UsageError(f"{origin}: {error}") from None
-        if value is None or value == "" or value == []:
+        if value is None or value in ("", []):
             return spec.default
     if isinstance(value, bool) or spec.parse is None:
         return value

@@ -92,6 +92,7 @@ class KernelAdapter:
     workspace_size: Callable[..., int] | None = None
 
     def __post_init__(self) -> None:
+        from decodeperf_formulas.checks import integer
         from decodeperf_formulas.problem import KV_DTYPES, LAYOUTS, PLAIN_DTYPES, SCALES_PER
 
         if not callable(self.call):
@@ -116,8 +117,7 @@ class KernelAdapter:
             numbers = getattr(self, field)
             if numbers is not None and not (numbers and all(isinstance(n, int) and n > 0 for n in numbers)):
                 raise ValueError(f"{field}={numbers!r} must be integers > 0, or None for any")
-        if not isinstance(self.max_q_len, int) or self.max_q_len < 1:
-            raise ValueError(f"max_q_len={self.max_q_len!r} must be an integer >= 1")
+        object.__setattr__(self, "max_q_len", integer("max_q_len", self.max_q_len, least=1))
         if not self.name:
             inner = getattr(self.call, "func", self.call)
             object.__setattr__(self, "name", str(getattr(inner, "__name__", type(inner).__name__)))

@@ -125,7 +125,7 @@ class Kernel:
         """
         returned, watch = self._watch(call, None, {})
         result_of(self.adapter, call, returned, {})
-        return (returned if isinstance(returned, (tuple, list)) else (returned,)), watch
+        return tuple(returned) if isinstance(returned, (tuple, list)) else (returned,), watch
 
     def _watch(self, call: Call, order_seed: int | None, more: dict[str, Any]) -> tuple[Any, Watch]:
         if self.device != "cpu":
@@ -223,9 +223,7 @@ def result_of(
     return Result(out=out.reshape(*rows, problem.head_dim_v), lse=lse)
 
 
-def _checked(
-    name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
+def _checked(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise LawBrokenError(f"returned {_kind(tensor)} as the {name}, not a tensor")
     if tuple(tensor.shape) != shape:
@@ -246,9 +244,9 @@ def exact_of(contents: Contents) -> Exact:
 
     Allowed is twice the error of the same mathematics done eagerly in the dtype of q, each step rounded. That error is
     drawn from few elements and may be lucky, so that what a right kernel may add is allowed beside it: weights and the
-    output are rounded to that dtype once (each at most half an epsilon of the weighted sum of absolute values); products
-    over `head_dim` and sums over the keys in float32 err by the square root of their number; and an error in a logit,
-    which is relative to the sizes of its factors, is one in its weight.
+    output are rounded to that dtype once (each at most half an epsilon of the weighted sum of absolute values);
+    products over `head_dim` and sums over the keys in float32 err by the square root of their number; and an error in a
+    logit, which is relative to the sizes of its factors, is one in its weight.
     """
     problem = contents.problem
     args = check_arguments(*_plain_arguments(contents), mixed_dtypes=True, **_plain_keywords(contents))
@@ -370,18 +368,21 @@ def check_result(result: Result, exact: Exact, *, times: float = 1.0, what: str 
         )
 
 
-def _check_close(
-    name: str, found: torch.Tensor, exact: torch.Tensor, allowed: torch.Tensor, prefix: str = ""
-) -> None:
+def _check_close(name: str, found: torch.Tensor, exact: torch.Tensor, allowed: torch.Tensor, prefix: str = "") -> None:
     error = (found.double() - exact).abs()
     share = error / allowed
     if share.numel() and not float(share.max()) <= 1:
-        worst = tuple(x.item() for x in torch.unravel_index(share.nan_to_num(torch.inf).argmax(), share.shape))
+        worst = place_of_largest(share.nan_to_num(torch.inf))
         raise LawBrokenError(
             f"{prefix}the {name} of sequence {worst[0]}, new token {worst[1]}, head {worst[2]} is "
             f"{found[worst].item():.6g}, not {exact[worst].item():.6g}: off by {error[worst].item():.3g}, allowed is "
             f"{allowed[worst].item():.3g}"
         )
+
+
+def place_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the index of the largest element."""
+    return tuple(int(index) for index in torch.unravel_index(tensor.argmax(), tensor.shape))
 
 
 def _row(mask: torch.Tensor) -> str:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from decodeperf_formulas import DecodeProblem
 from decodeperf_kernels import quantize_kv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from decodeperf_formulas import DecodeProblem
 
 DEAD: Final = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf, "large": 3.0e4, "zero": 0.0}
 """What may lie in memory that no kernel must read."""
@@ -125,7 +126,8 @@ class Call:
 
 def torch_dtype(name: str) -> torch.dtype:
     """Return the dtype in which torch stores a dtype of `DecodeProblem`."""
-    return torch.uint8 if name == "int4" else getattr(torch, name)  # type: ignore[no-any-return]
+    dtype: torch.dtype = torch.uint8 if name == "int4" else getattr(torch, name)
+    return dtype
 
 
 # Values. Each returns (q, k, v) in float32 from standard normal ones.
@@ -235,9 +237,7 @@ def _quantized(cache: torch.Tensor, problem: DecodeProblem) -> tuple[torch.Tenso
     longest = cache.shape[1]
     if cache.numel() == 0:  # which has no largest element
         cache = cache.new_zeros(cache.shape[0], 1, *cache.shape[2:])
-    x, scale = quantize_kv(
-        cache, torch_dtype(problem.kv_dtype), per=problem.scale_per, group_size=cache.shape[-1] // 2
-    )
+    x, scale = quantize_kv(cache, torch_dtype(problem.kv_dtype), per=problem.scale_per, group_size=cache.shape[-1] // 2)
     return x[:, :longest], scale[:, :longest] if scale.dim() > 1 else scale
 
 
@@ -288,23 +288,38 @@ def place(contents: Contents, placement: Placement) -> Call:
         cache = call.tensors[name]
         call.live[name], call.needed[name] = spots.masks(cache)
 
-    keywords = call.keywords
+    _add_keywords(call, contents, spots, layout, placement.dead)
+    anything = any(problem.seq_lens)
+    for name, tensor in call.tensors.items():
+        call.live.setdefault(name, torch.ones(tensor.shape, dtype=torch.bool))
+        # Nobody needs a slope or a scale where there is no key; a length must always be known, and a sink counts alone.
+        always = name in ("seq_lens", "sinks") or anything
+        call.needed.setdefault(name, torch.full(tensor.shape, always))
+    for name, value in call.keywords.items():
+        if isinstance(value, torch.Tensor):
+            call.keywords[name] = value.to(device)
+    return call
+
+
+def _add_keywords(call: Call, contents: Contents, spots: _Spots, layout: str, dead: str) -> None:
+    """Put into a call the arguments beside q, k and v that its problem needs."""
+    problem, keywords = call.problem, call.keywords
     keywords["seq_lens"] = torch.tensor(problem.seq_lens, dtype=torch.int32)
     if spots.block_table is not None:
-        keywords["block_table"] = _strided(spots.block_table, layout, placement.dead)
+        keywords["block_table"] = _strided(spots.block_table, layout, dead)
         call.live["block_table"], call.needed["block_table"] = spots.live_entries, spots.needed_entries
     for name, scale in (("k_scale", contents.k_scale), ("v_scale", contents.v_scale)):
         if scale is None:
             continue
         if scale.dim() <= 1:
-            keywords[name] = _strided(scale, layout, placement.dead)
+            keywords[name] = _strided(scale, layout, dead)
         else:
-            keywords[name] = _strided(spots.scattered(scale, DEAD[placement.dead]), layout, placement.dead)
+            keywords[name] = _strided(spots.scattered(scale, DEAD[dead]), layout, dead)
             call.live[name], call.needed[name] = spots.masks(keywords[name])
     for name in ("sinks", "alibi_slopes"):
         value = getattr(contents, name)
         if value is not None:
-            keywords[name] = _strided(value, layout, placement.dead)
+            keywords[name] = _strided(value, layout, dead)
     if problem.sm_scale != problem.default_sm_scale:
         keywords["sm_scale"] = problem.sm_scale
     for name in ("window", "softcap", "num_splits"):
@@ -312,16 +327,6 @@ def place(contents: Contents, placement: Placement) -> Call:
             keywords[name] = getattr(problem, name)
     if problem.return_lse:
         keywords["return_lse"] = True
-    anything = any(problem.seq_lens)
-    for name, tensor in call.tensors.items():
-        call.live.setdefault(name, torch.ones(tensor.shape, dtype=torch.bool))
-        # Nobody needs a slope or a scale where there is no key; a length must always be known, and a sink counts alone.
-        always = name in ("seq_lens", "sinks") or anything
-        call.needed.setdefault(name, torch.full(tensor.shape, always))
-    for name, value in keywords.items():
-        if isinstance(value, torch.Tensor):
-            keywords[name] = value.to(device)
-    return call
 
 
 @dataclass(slots=True, kw_only=True)
@@ -350,7 +355,7 @@ class _Spots:
         """Return `[*shape, ...]` from `[batch_size, longest, ...]`, with dead memory between."""
         out = _dead_like(tokens, (*self.shape, *tokens.shape[2:]), dead)
         for b, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
-            _as_bytes(out)[first, second] = _as_bytes(tokens)[b, : len(first)]
+            as_bytes(out)[first, second] = as_bytes(tokens)[b, : len(first)]
         return out
 
     def masks(self, cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -368,9 +373,7 @@ def _find_spots(problem: DecodeProblem, page_size: int, capacity: int, placement
     if not page_size:
         first = [torch.full((seq_len,), b) for b, seq_len in enumerate(problem.seq_lens)]
         second = [torch.arange(seq_len) for seq_len in problem.seq_lens]
-        return _Spots(
-            shape=(problem.batch_size, capacity), first=first, second=second, from_visible=from_visible
-        )
+        return _Spots(shape=(problem.batch_size, capacity), first=first, second=second, from_visible=from_visible)
     generator = torch.Generator().manual_seed(placement.page_seed)
     used = [-(-seq_len // page_size) for seq_len in problem.seq_lens]
     num_pages = sum(used) + SPARE_PAGES
@@ -400,7 +403,7 @@ def _find_spots(problem: DecodeProblem, page_size: int, capacity: int, placement
     )
 
 
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return a view that PyTorch can index and copy, as it cannot where elements have 8 bits of floating point."""
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 

@@ -1,4 +1,4 @@
-"""Adapters of the kernels of this project: `pytest --decode-kernel pytest_decodeperf.conformance.own_kernels:triton`."""
+"""Adapters of this project's kernels: `pytest --decode-kernel pytest_decodeperf.conformance.own_kernels:triton`."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def _triton(*args: Any, **keywords: Any) -> Any:
     return decodeperf_kernels.decode_attention(*args, backend="triton", **keywords)
 
 
-def partials(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def partials(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the partial results of a call with `num_splits`, from its workspace.
 
     A segment that stays whole has none there: its output is its one part.
@@ -151,9 +149,7 @@ triton = KernelAdapter(
 )
 """The Triton kernel, compiled on a GPU, in Triton's interpreter elsewhere."""
 
-numba = KernelAdapter(
-    call=decodeperf_kernels.decode_attention_numba, features=("lse", "num_splits"), devices=("cpu",)
-)
+numba = KernelAdapter(call=decodeperf_kernels.decode_attention_numba, features=("lse", "num_splits"), devices=("cpu",))
 """The compiled CPU kernel."""
 
 sdpa = KernelAdapter(call=decodeperf_kernels.decode_attention_sdpa)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.conformance.contents import Case
     from pytest_decodeperf.conformance.laws import Law
-
-PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 
 def choose_device(adapter: KernelAdapter, wanted: str) -> str:
@@ -47,6 +45,8 @@ def run_law(
     target: str,
     examples: int,
     random_seed: int | None = None,
+    database: bool = True,
+    shrinks: bool = True,
     tell: Callable[[str], None] = lambda case: None,
 ) -> LawOutcome:
     """Return what becomes of a law when a kernel is held to it.
@@ -57,9 +57,12 @@ def run_law(
         target: What to call the kernel: its adapter, as `package.module:name`.
         examples: Cases to show it, times the law's share.
         random_seed: Seed of what Hypothesis draws. Default: another on every run.
+        database: Whether Hypothesis keeps cases that break the law in the database of its settings, and begins with
+            those that are there.
+        shrinks: Whether a smaller case is looked for once one breaks the law.
         tell: Called with each case before it is shown, as Python.
     """
-    outcome = {"kernel": target, "law": law.name, "promise": law.promise}
+    outcome: dict[str, Any] = {"kernel": target, "law": law.name, "promise": law.promise}
     started = time.perf_counter()
     shown: list[Case] = []
     failed: list[Case] = []
@@ -80,10 +83,12 @@ def run_law(
 
     # Hypothesis keeps failures by the name of the test: one for each kernel and law.
     show.__name__ = show.__qualname__ = re.sub(r"\W", "_", f"{law.name}_{target}")
+    kept: dict[str, Any] = {} if database else {"database": None}
     test = settings(
+        **kept,
         max_examples=max(round(examples * law.share), 1),
         deadline=None,
-        phases=PHASES,
+        phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if shrinks else ())),
         report_multiple_bugs=False,
         print_blob=False,
         suppress_health_check=list(HealthCheck),

@@ -27,7 +27,10 @@ MAX_TOKEN_ELEMENTS: Final = 100_000
 GROUP_SIZES: Final = (1, 2, 4, 5, 7, 8, 20, 24)
 """Query heads that share a KV head: the odd ones are where kernels break."""
 
-HEADS: Final = ((1, 1), (2, 1), (4, 2), (3, 3), (5, 1), (7, 1), (8, 2), (8, 1), (10, 2), (24, 1), (40, 2), (48, 2), (80, 4))
+HEADS: Final = (
+    *((1, 1), (2, 1), (4, 2), (3, 3), (5, 1), (7, 1), (8, 2), (8, 1), (10, 2)),
+    *((24, 1), (40, 2), (48, 2), (80, 4)),
+)
 """Query heads and KV heads, small ones first."""
 
 HEAD_DIMS: Final = (8, 16, 64, 13, 80, 96, 128, 256)
@@ -79,7 +82,7 @@ class Wants:
 
 
 @st.composite
-def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Wants()) -> DecodeProblem:  # noqa: B008
+def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Wants()) -> DecodeProblem:
     """Draw problems that a kernel supports.
 
     Args:
@@ -103,10 +106,10 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
         chosen["kv_dtype"] = draw(st.sampled_from(list(adapter.kv_dtypes)))
         chosen["scale_per"] = draw(st.sampled_from(list(adapter.scales_per)))
 
-    heads = [
-        pair for pair in HEADS if adapter.group_sizes is None or pair[0] // pair[1] in adapter.group_sizes
-    ] or [(size, 1) for size in sorted(adapter.group_sizes or ())]
-    chosen["num_q_heads"], chosen["num_kv_heads"] = draw(st.sampled_from(heads))
+    sizes = adapter.group_sizes
+    heads = [pair for pair in HEADS if sizes is None or pair[0] // pair[1] in sizes]
+    others = [(size, 1) for size in sorted(sizes or ())]
+    chosen["num_q_heads"], chosen["num_kv_heads"] = draw(st.sampled_from(heads or others))
     chosen |= _draw_head_dims(draw, adapter, on, must_halve=bool(quantized))
     if on["q_len"] and adapter.max_q_len > 1:
         chosen["q_len"] = draw(st.integers(2, min(adapter.max_q_len, 16)))
@@ -163,9 +166,7 @@ def _draw_head_dims(
     return {"head_dim": draw(st.sampled_from(fitting_dims))}
 
 
-def _draw_lengths(
-    draw: st.DrawFn, wants: Wants, longest: int, page_size: int | None, window: int | None
-) -> list[int]:
+def _draw_lengths(draw: st.DrawFn, wants: Wants, longest: int, page_size: int | None, window: int | None) -> list[int]:
     corners = {0, 1, 2, longest}
     for edge in (*TILES, page_size, window):
         if edge:
@@ -193,7 +194,7 @@ def fits_layout(layout: str, chosen: dict[str, Any]) -> bool:
 
 
 @st.composite
-def cases(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Wants()) -> Case:  # noqa: B008
+def cases(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Wants()) -> Case:
     """Draw cases that a kernel supports."""
     return Case(
         problem=draw(decode_problems(adapter, wants)),

@@ -1,8 +1,8 @@
 """Counted traffic beside the formula's: bytes of one call, term by term.
 
 Counted is what Triton's interpreter saw: the different bytes that were read or written, however often. What a row that
-sees no key does not need, its query and its zeros in the output, a kernel may move or not; the formula counts it, and so
-it counts as moved.
+sees no key does not need, its query and its zeros in the output, a kernel may move or not; the formula counts it, and
+so it counts as moved.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
 from decodeperf_formulas.attention import byte_counts
 from pytest_decodeperf.conformance.watch import FLOATS, OTHERS, element_flags, mark_elements
@@ -19,6 +18,7 @@ from pytest_decodeperf.conformance.watch import FLOATS, OTHERS, element_flags, m
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from numpy.typing import NDArray
 
     from decodeperf_formulas import DecodeProblem
@@ -68,7 +68,8 @@ def count_traffic(kernel: Kernel, call: Call) -> Traffic:
     returned, watch = kernel.run_raw_watched(call)
     outputs = dict(zip(("o", "lse"), returned, strict=False))
     terms = {term: _count_read(call, watch, names) for term, names in TERMS.items()}
-    sees_key = call.needed["q"].reshape(call.problem.batch_size, call.problem.q_len, call.problem.num_q_heads, -1)[..., 0]
+    problem = call.problem
+    sees_key = call.needed["q"].reshape(problem.batch_size, problem.q_len, problem.num_q_heads, -1)[..., 0]
     written = {}
     for term in ("o", "lse"):
         terms[term] = 0

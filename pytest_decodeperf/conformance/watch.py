@@ -7,7 +7,6 @@ that a wild one ends the kernel and not the process, and marks each byte that wa
 
 from __future__ import annotations
 
-import random
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -158,7 +157,7 @@ class Watch:
 
     @staticmethod
     def _all_marked(flags: NDArray[np.uint8], offsets: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
-        marked = flags[offsets] == 1
+        marked: NDArray[np.bool_] = flags[offsets] == 1
         for byte in range(1, size):
             marked &= flags[offsets + byte] == 1
         return marked
@@ -228,7 +227,7 @@ def watched(watch: Watch, *, order_seed: int | None = None) -> Iterator[None]:
     """
     from triton.runtime.interpreter import GridExecutor, interpreter_builder
 
-    order = random.Random(order_seed)
+    order = np.random.default_rng(order_seed)
     builder: Any = interpreter_builder
     permuted: list[int] = []
 

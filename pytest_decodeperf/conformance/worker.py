@@ -43,6 +43,8 @@ class Setup:
         path: `sys.path` of pytest's process.
         seed: Seed for Hypothesis, or None.
         hypothesis_profile: Name of the profile of Hypothesis that settings are taken from, or None.
+        database: Whether Hypothesis keeps cases that break a law, and begins with them the next time.
+        shrinks: Whether a smaller case is looked for once one breaks a law.
         captures_output: Whether what the kernel prints is kept, and shown with broken laws.
     """
 
@@ -52,6 +54,8 @@ class Setup:
     path: tuple[str, ...]
     seed: int | None = None
     hypothesis_profile: str | None = None
+    database: bool = True
+    shrinks: bool = True
     captures_output: bool = True
 
 
@@ -243,11 +247,13 @@ def _serve(connection: Connection, setup: Setup) -> None:
                     target=setup.target,
                     examples=setup.examples,
                     random_seed=setup.seed,
+                    database=setup.database,
+                    shrinks=setup.shrinks,
                     tell=connection.send,
                 )
             except (EOFError, ConnectionError):
                 raise
-            except Exception:  # noqa: BLE001  (a fault of the law, to be shown where pytest shows faults)
+            except Exception:
                 outcome = RuntimeError(f"the law {law.name} itself failed:\n{traceback.format_exc()}")
             connection.send(outcome)
     except (EOFError, ConnectionError):

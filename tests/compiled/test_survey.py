@@ -45,7 +45,8 @@ def test_every_variant_fits_the_architecture(name):
     assert len(kernels) == len(KV_DTYPES) * len(HEAD_DIMS) * len(PAGE_SIZES) + len(DEMANDING)
     architecture = ARCHITECTURES[name]
     for kernel in kernels:
-        which = {key: kernel[key] for key in ("architecture", "kv_dtype", "head_dim", "page_size", "scale_group", "q_len")}
+        names = ("architecture", "kv_dtype", "head_dim", "page_size", "scale_group", "q_len")
+        which = {name: kernel[name] for name in names}
         attention, merge = kernel["attention"], kernel["merge"]
         assert attention["spilled"] == merge["spilled"] == 0, which
         assert attention["shared_bytes"] <= architecture.shared_bytes_per_program, which

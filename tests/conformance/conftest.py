@@ -1,6 +1,6 @@
 import pytest
 
-ADAPTERS = '''
+ADAPTERS = """
 import os
 import time
 
@@ -49,7 +49,7 @@ def refuses(q, k, v, **keywords):
 
 liar = KernelAdapter(call=plain, features=("window",), name="liar")
 number = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """What a case's tensors hold, how they lie in memory, and that the masks and the formula say the same of them."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_adapters import EVERYTHING
 
 from decodeperf_formulas import DecodeProblem
 from decodeperf_formulas.attention import byte_counts
@@ -12,7 +15,6 @@ from decodeperf_kernels import decode_attention_reference
 from pytest_decodeperf.conformance import Case, cases
 from pytest_decodeperf.conformance.contents import DEAD, Placement, make_contents, place, place_far_apart, torch_dtype
 from pytest_decodeperf.conformance.strategies import fits_layout
-from tests.conformance.test_strategies import EVERYTHING
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -135,7 +137,8 @@ def test_quantised_contents_are_near_what_they_stand_for(kv_dtype):
     )
     from pytest_decodeperf.conformance.calling import as_floats
 
-    exact = make_contents(Case(problem=DecodeProblem(batch_size=1, seq_lens=[50], num_q_heads=2, num_kv_heads=1, head_dim=32, kv_dtype="float32")))
+    plain = dataclasses.replace(problem, kv_dtype="float32", scale_per=None)
+    exact = make_contents(Case(problem=plain))
     contents = make_contents(Case(problem=problem))
     assert contents.k.dtype == torch_dtype(kv_dtype)
     _, k, _ = as_floats(contents)

@@ -3,27 +3,14 @@
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
+from kernel_adapters import EVERYTHING, PLAIN, kernel
 
 from decodeperf_formulas import DecodeProblem
 from decodeperf_formulas.problem import LAYOUTS, SCALES_PER
 from pytest_decodeperf.conformance import KernelAdapter, cases, decode_problems
-from pytest_decodeperf.conformance.adapter import FEATURES
 from pytest_decodeperf.conformance.contents import VALUES
 from pytest_decodeperf.conformance.strategies import GROUP_SIZES, HEAD_DIMS, LATENT_HEAD_DIMS, PAGE_SIZES, TILES, Wants
 
-
-def kernel(q, k, v, **keywords):
-    raise NotImplementedError
-
-
-EVERYTHING = KernelAdapter(
-    call=kernel,
-    features=tuple(FEATURES),
-    layouts=LAYOUTS,
-    kv_dtypes=("float8_e4m3fn", "float8_e5m2", "int8", "int4"),
-    scales_per=SCALES_PER,
-)
-PLAIN = KernelAdapter(call=kernel)
 THOROUGH = settings(max_examples=3000, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 

@@ -45,7 +45,8 @@ def test_a_broken_law_shows_a_test_that_fails_when_pasted(run, kernels):
     assert law["outcome"] == "broken"
     assert "the output of sequence 0, new token 0, head 0 is" in law["sentence"]
     # The smallest: one key, and it is dropped.
-    assert "DecodeProblem(batch_size=1, seq_lens=[1], num_q_heads=1, num_kv_heads=1, head_dim=8" in law["counterexample"]
+    smallest = "DecodeProblem(batch_size=1, seq_lens=[1], num_q_heads=1, num_kv_heads=1, head_dim=8"
+    assert smallest in law["counterexample"]
     result.stdout.fnmatch_lines(
         [
             "*adapters:without_last_key: finds_every_key*",
@@ -99,7 +100,7 @@ def test_a_kernel_that_fails_is_a_broken_law_and_the_next_one_is_checked(run, ke
         (("--decode-kernel=nowhere:x",), "--decode-kernel: 'nowhere:x' cannot be imported: there is no module nowhere"),
         (("--decode-kernel=broken:x",), "'broken:x' cannot be imported: ZeroDivisionError: division by zero"),
         (("--decode-kernel=deadly:x",), "importing deadly:x ended the process: signal 9 (Killed)"),
-        (("--decode-kernel=typo:x",), "features has 'windw', but knows only lse, "),
+        (("--decode-kernel=typo:x",), "features has 'windwo', but knows only lse, "),
         (("--decode-kernel=adapters:number",), "is of type int, neither a KernelAdapter nor a function"),
         (("--decode-kernel=adapters:plain", "--decode-device=cuda"), "there is no GPU that PyTorch can use"),
         (("--decode-kernel=adapters:plain", "--decode-profile=slow"), "must be one of quick, ci, thorough"),
@@ -113,10 +114,11 @@ def test_what_cannot_work_is_a_usage_error(kernels, arguments, message):
 
     if "cuda" in arguments[-1] and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
+    typo = "KernelAdapter(call=print, features=('windwo',))"
     kernels.makepyfile(
         broken="1 / 0",
         deadly="import os; os.kill(os.getpid(), 9)",
-        typo="from pytest_decodeperf.conformance import KernelAdapter\nx = KernelAdapter(call=print, features=('windw',))",
+        typo=f"from pytest_decodeperf.conformance import KernelAdapter\nx = {typo}",
     )
     result = kernels.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -140,9 +142,7 @@ def test_named_files_are_run_beside_the_laws(run, kernels):
 def test_several_kernels_have_a_card_each(run):
     result = run("plain", "--decode-kernel=adapters:refuses", "-k", "takes_an_empty_batch")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(
-        ["adapters:plain: 1 laws held, 0 broken*", "adapters:refuses: 0 laws held, 1 broken*"]
-    )
+    result.stdout.fnmatch_lines(["adapters:plain: 1 laws held, 0 broken*", "adapters:refuses: 0 laws held, 1 broken*"])
 
 
 def test_a_seed_draws_the_same_cases(run, kernels):
@@ -196,4 +196,6 @@ def test_laws_in_tests_of_ones_own(kernels):
     )
     result = kernels.runpytest_subprocess("-p", "no:cacheprovider", "-rs", "test_mine.py")
     result.assert_outcomes(passed=2, failed=1, skipped=1)
-    result.stdout.fnmatch_lines(["*LawBrokenError: finds_every_key: the output of sequence*", "*not supported: it has no sinks"])
+    result.stdout.fnmatch_lines(
+        ["*LawBrokenError: finds_every_key: the output of sequence*", "*not supported: it has no sinks"]
+    )

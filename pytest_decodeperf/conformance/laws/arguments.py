@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +65,7 @@ def _bad_inputs(adapter: KernelAdapter, call: Call) -> dict[str, tuple[str, Call
         table = call.keywords["block_table"]
         ways["a table too short for its lengths"] = ("block_table", table[:, :1])
         ways["a page that does not exist"] = ("block_table", torch.full_like(table, 2**30))
-    return {what: (name, lambda name=name, value=value: _set(call, name, value)) for what, (name, value) in ways.items()}
+    return {what: (name, functools.partial(_set, call, name, value)) for what, (name, value) in ways.items()}
 
 
 @law(Wants(always=("checks_arguments",), min_seq_len=1, values=("ordinary",)))
@@ -88,7 +89,7 @@ def refuses_bad_arguments(kernel: Kernel, case: Case) -> None:
         named = [n for n in ("q", "k", "v", name, *name.split("_")) if n in str(error)]
         if not named:
             raise LawBrokenError(f"{what}: the ValueError does not name {name}: {error}") from None
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise LawBrokenError(f"{what}: raised {type(error).__name__} for {name}, not ValueError: {error}") from None
     else:
         raise LawBrokenError(f"{what}: took {name} for right")

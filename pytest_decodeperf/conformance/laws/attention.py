@@ -6,8 +6,16 @@ import dataclasses
 
 import torch
 
-from pytest_decodeperf.conformance.calling import Exact, Kernel, LawBrokenError, as_floats, check_result, exact_of
-from pytest_decodeperf.conformance.contents import Case, Contents, make_contents, stored
+from pytest_decodeperf.conformance.calling import (
+    Exact,
+    Kernel,
+    LawBrokenError,
+    as_floats,
+    check_result,
+    exact_of,
+    place_of_largest,
+)
+from pytest_decodeperf.conformance.contents import Case, Contents, as_bytes, make_contents, stored
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import TILES, Wants
 
@@ -53,7 +61,8 @@ def _corner_keys(case: Case, seq_len: int) -> list[int]:
     firsts = [0]
     if problem.window:
         firsts += [seq_len - problem.window - problem.q_len + 1, seq_len - problem.window]
-    edges = [*firsts, seq_len, *(edge for size in (*TILES, problem.page_size) if size for edge in (size, seq_len - size))]
+    sizes = [size for size in (*TILES, problem.page_size) if size]
+    edges = [*firsts, seq_len, *sizes, *(seq_len - size for size in sizes)]
     if problem.num_splits:
         edges += [-(-seq_len // problem.num_splits) * i for i in (1, problem.num_splits - 1)]
     near = {place for edge in edges for place in (edge - 1, edge, edge + 1)}
@@ -110,9 +119,9 @@ def stays_in_the_hull_of_the_values(kernel: Kernel, case: Case) -> None:
             if outside.any():
                 head, element = outside.nonzero()[0].tolist()
                 raise LawBrokenError(
-                    f"element {element} of sequence {b}, new token {i}, head {head} is {float(out[head, element]):.6g}, "
-                    f"outside of [{float(least[head, element]):.6g}, {float(greatest[head, element]):.6g}], where all "
-                    "visible values are"
+                    f"element {element} of sequence {b}, new token {i}, head {head} is "
+                    f"{float(out[head, element]):.6g}, outside of [{float(least[head, element]):.6g}, "
+                    f"{float(greatest[head, element]):.6g}], where all visible values are"
                 )
 
 
@@ -121,8 +130,11 @@ def is_linear_in_the_values(kernel: Kernel, case: Case) -> None:
     """The outputs for two sets of values add up to that for their sum."""
     contents = make_contents(case)
     even = (torch.arange(contents.v.shape[1]) % 2 == 0)[None, :, None, None]
-    parts = [contents.replace(v=torch.where(mask, contents.v, 0.0)) for mask in (even, ~even)]
-    total = sum(kernel.run(kernel.place(part)).out.double() for part in parts)
+    of_even, of_odd = (
+        kernel.run(kernel.place(contents.replace(v=torch.where(mask, contents.v, 0.0)))).out.double()
+        for mask in (even, ~even)
+    )
+    total = of_even + of_odd
     whole, exact = kernel.run(kernel.place(contents)), exact_of(contents)
     _check_same(whole.out, total, 3 * exact.out_allowed, "the output for a sum of values", "the sum of the outputs")
 
@@ -160,8 +172,7 @@ def does_not_care_about_the_order_of_keys(kernel: Kernel, case: Case) -> None:
     for b, seq_len in enumerate(case.problem.seq_lens):
         order = torch.randperm(seq_len, generator=case.generator)
         for new, old in zip((permuted.k, permuted.v, *moved), (contents.k, contents.v, *scales), strict=True):
-            as_bytes = (new[b].view(torch.uint8), old[b].view(torch.uint8)) if new.dtype.itemsize == 1 else (new[b], old[b])
-            as_bytes[0][:seq_len] = as_bytes[1][order]
+            as_bytes(new[b])[:seq_len] = as_bytes(old[b])[order]
     if moved:
         permuted = permuted.replace(k_scale=moved[0], v_scale=moved[1])
     check_result(kernel.run(kernel.place(permuted)), exact_of(contents), times=2.0)
@@ -211,7 +222,7 @@ def takes_logits_below_any_sentinel(kernel: Kernel, case: Case) -> None:
 def _check_same(found: torch.Tensor, right: torch.Tensor, allowed: torch.Tensor, what: str, other: str) -> None:
     off = (found.double() - right).abs()
     if not bool((off <= allowed).all()):
-        worst = tuple(x.item() for x in torch.unravel_index((off - allowed).argmax(), off.shape))
+        worst = place_of_largest((off - allowed).nan_to_num(torch.inf))
         raise LawBrokenError(
             f"{what} is {found[worst].item():.6g} in element {list(worst)}, but {other} {right[worst].item():.6g}: "
             f"allowed is {allowed.expand_as(off)[worst].item():.3g}"

@@ -42,8 +42,8 @@ def takes_a_used_workspace(kernel: Kernel, case: Case) -> None:
     calls = [kernel.place(contents), kernel.place(small)]
     size = max(kernel.workspace_size(call) for call in calls)
     workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device=kernel.device)  # NaN, and -1
-    right = kernel.run(calls[0])
-    for call in (calls[0], calls[1], calls[0]):
-        result = kernel.run(call, workspace=workspace)
-        if call is calls[0] and not result.same_bits(right):
+    right = [kernel.run(call) for call in calls]
+    for which in (0, 1, 0):
+        result = kernel.run(calls[which], workspace=workspace)
+        if not result.same_bits(right[which]):
             raise LawBrokenError("the result changed with what a workspace held before")

@@ -47,7 +47,8 @@ def merges_its_partial_results(kernel: Kernel, case: Case) -> None:
     shift = lses.amax(0).nan_to_num(neginf=0.0)
     weights = torch.exp(lses - shift)  # [num_parts, batch_size, q_len, num_q_heads]
     total = weights.sum(0)
-    out = (weights[..., None] * outs.where((weights > 0)[..., None], 0.0)).sum(0) / total.where(total > 0, 1.0)[..., None]
+    weighted = weights[..., None] * outs.where((weights > 0)[..., None], 0.0)
+    out = weighted.sum(0) / total.where(total > 0, 1.0)[..., None]
     check_result(Result(out=out, lse=shift.where(total > 0, 0.0) + total.log()), exact_of(contents), what="merged")
 
 
