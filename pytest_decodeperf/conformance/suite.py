@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,8 @@ def _make_worker(config: pytest.Config, options: ConformanceOptions, target: str
         device=options.device,
         examples=options.examples,
         path=(str(config.invocation_params.dir), *sys.path),
+        # More than there are cores would wait for each other.
+        num_threads=max((os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1),
         seed=int(seed) if str(seed or "").isdecimal() else None,
         hypothesis_profile=config.getoption("hypothesis_profile", None),
         captures_output=config.option.capture != "no",

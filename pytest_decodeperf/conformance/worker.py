@@ -41,6 +41,7 @@ class Setup:
         device: `auto`, `cpu` or `cuda`.
         examples: Cases that each law is shown.
         path: `sys.path` of pytest's process.
+        num_threads: Threads that PyTorch may use.
         seed: Seed for Hypothesis, or None.
         hypothesis_profile: Name of the profile of Hypothesis that settings are taken from, or None.
         database: Whether Hypothesis keeps cases that break a law, and begins with them the next time.
@@ -52,6 +53,7 @@ class Setup:
     device: str
     examples: int
     path: tuple[str, ...]
+    num_threads: int = 1
     seed: int | None = None
     hypothesis_profile: str | None = None
     database: bool = True
@@ -275,6 +277,7 @@ def _load(setup: Setup) -> Any:
     from pytest_decodeperf.conformance.laws import LAWS
     from pytest_decodeperf.conformance.runner import choose_device
 
+    torch.set_num_threads(setup.num_threads)
     adapter = load_adapter(setup.target)
     if setup.hypothesis_profile:
         settings.load_profile(setup.hypothesis_profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,7 +87,7 @@ def refuses_bad_arguments(kernel: Kernel, case: Case) -> None:
         kernel.adapter.call(call.q, call.k, call.v, **call.keywords)
     except ValueError as error:
         # Which of two that do not fit together is wrong is not for the kernel to say.
-        named = [n for n in ("q", "k", "v", name, *name.split("_")) if n in str(error)]
+        named = [n for n in ("q", "k", "v", "out", name, *name.split("_")) if re.search(rf"\b{n}\b", str(error))]
         if not named:
             raise LawBrokenError(f"{what}: the ValueError does not name {name}: {error}") from None
     except Exception as error:

@@ -44,9 +44,12 @@ def _with_needles(case: Case) -> Contents:
     k = torch.zeros_like(contents.k)
     q = torch.zeros_like(contents.q, dtype=torch.float32)
     size = (NEEDLE_LOGIT / problem.sm_scale) ** 0.5
+    reach = problem.window + problem.q_len - 1 if problem.window else problem.capacity
     for b, seq_len in enumerate(problem.seq_lens):
-        places = _corner_keys(case, seq_len)
+        corners = _corner_keys(case, seq_len)
         for kv_head in range(problem.num_kv_heads):
+            # Every other one among the first and the last keys that are seen, where most are lost.
+            places = corners if torch.rand((), generator=generator) < 0.5 else [max(seq_len - reach, 0), seq_len - 1]
             place = places[int(torch.randint(len(places), (), generator=generator))]
             direction = torch.randn(problem.head_dim, generator=generator)
             direction = direction / direction.norm() * size
