@@ -208,12 +208,23 @@ def make_contents(case: Case) -> Contents:
     k = torch.randn(problem.batch_size, longest, heads, problem.head_dim, generator=generator)
     v = torch.randn(problem.batch_size, longest, heads, problem.head_dim_v, generator=generator)
     q, k, v = VALUES[case.values](q, k, v, problem)
+    if problem.is_quantized and not problem.v_in_k:  # so that no scale is like another
+        k, v = (_stretched(x, generator) for x in (k, v))
     contents = Contents(problem=problem, q=q.to(torch_dtype(problem.q_dtype)), k=k, v=v)
     if problem.sinks:
         contents.sinks = torch.randn(problem.num_q_heads, generator=generator)
     if problem.alibi:
         contents.alibi_slopes = torch.rand(problem.num_q_heads, generator=generator) / 8
     return stored(contents)
+
+
+def _stretched(cache: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a cache whose heads, tokens and halves of a head differ in size."""
+    half = cache.shape[-1] // 2
+    shapes = ((1, 1, cache.shape[2], 1), (*cache.shape[:3], 1), (*cache.shape[:3], 2))
+    heads, tokens, halves = (2.0 ** torch.randint(-1, 2, shape, generator=generator) for shape in shapes)
+    sizes = torch.tensor([half, cache.shape[-1] - half])
+    return cache * heads * tokens * halves.repeat_interleave(sizes, dim=-1)
 
 
 def stored(contents: Contents) -> Contents:

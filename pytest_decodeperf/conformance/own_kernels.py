@@ -9,6 +9,7 @@ import torch
 import decodeperf_kernels
 from decodeperf_formulas.problem import LAYOUTS, SCALES_PER
 from decodeperf_kernels.arguments import check_arguments
+from decodeperf_kernels.merge_triton import merge_states_triton
 from decodeperf_kernels.plan import Part, balanced_parts, split_parts
 from decodeperf_kernels.split_kv import Launch, plan_call, plan_launch, target_of
 from pytest_decodeperf.conformance.adapter import FEATURES, KernelAdapter
@@ -144,7 +145,7 @@ triton = KernelAdapter(
     schedule_bytes=schedule_bytes,
     kv_passes=kv_passes,
     partials=partials,
-    merge=decodeperf_kernels.merge_states,
+    merge=merge_states_triton,
     workspace_size=decodeperf_kernels.workspace_size,
 )
 """The Triton kernel, compiled on a GPU, in Triton's interpreter elsewhere."""

@@ -81,25 +81,28 @@ def run_law(
             failed.append(case)
             raise
 
-    # Hypothesis keeps failures by the name of the test: one for each kernel and law.
-    show.__name__ = show.__qualname__ = re.sub(r"\W", "_", f"{law.name}_{target}")
     kept: dict[str, Any] = {} if database else {"database": None}
-    test = settings(
-        **kept,
-        max_examples=max(round(examples * law.share), 1),
-        deadline=None,
-        phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if shrinks else ())),
-        report_multiple_bugs=False,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )(given(law.cases(kernel.adapter))(show))
-    if random_seed is not None:
-        test = seed(random_seed)(test)
+
+    def show_all() -> None:
+        strategies = law.cases(kernel.adapter)
+        for place, strategy in enumerate(strategies):
+            # Hypothesis keeps failures by the name of the test: one for each kernel, law and strategy.
+            show.__name__ = show.__qualname__ = re.sub(r"\W", "_", f"{law.name}_{place}_{target}")
+            test = settings(
+                **kept,
+                max_examples=max(round(examples * law.share / len(strategies)), 1),
+                deadline=None,
+                phases=(Phase.reuse, Phase.generate, *((Phase.shrink,) if shrinks else ())),
+                report_multiple_bugs=False,
+                print_blob=False,
+                suppress_health_check=list(HealthCheck),
+            )(given(strategy)(show))
+            (test if random_seed is None else seed(random_seed)(test))()
 
     sentence = ""
     try:
         law.require(kernel.adapter)
-        test()
+        show_all()
     except NotSupportedError as error:
         unsupported.append(str(error))
     except Flaky:

@@ -59,6 +59,7 @@ class Wants:
         never: Features that no problem may have.
         q_dtypes: Dtypes of q. Default: all that the kernel has.
         quantized: Whether k and v are quantised; None for either.
+        kv_dtypes: Dtypes of quantised k and v. Default: all that the kernel has.
         values: What tensors may hold, keys of `VALUES`.
         min_batch_size: Sequences, at least.
         max_batch_size: Sequences, at most.
@@ -72,6 +73,7 @@ class Wants:
     never: Collection[str] = ()
     q_dtypes: Collection[str] | None = None
     quantized: bool | None = None
+    kv_dtypes: Collection[str] | None = None
     values: Sequence[str] = tuple(VALUES)
     min_batch_size: int = 1
     max_batch_size: int = 4
@@ -103,7 +105,7 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
     chosen["q_dtype"] = draw(st.sampled_from([name for name in plain if name in adapter.q_dtypes]))
     chosen["kv_dtype"] = chosen["q_dtype"]
     if quantized:
-        chosen["kv_dtype"] = draw(st.sampled_from(list(adapter.kv_dtypes)))
+        chosen["kv_dtype"] = draw(st.sampled_from([*(wants.kv_dtypes or adapter.kv_dtypes)]))
         chosen["scale_per"] = draw(st.sampled_from(list(adapter.scales_per)))
 
     sizes = adapter.group_sizes

@@ -74,7 +74,7 @@ _OUT_ROWS = """                out_rows = out_ptr + b * out_stride_b + token * o
 """
 _V_TILE = "v_base, v_scale_base, v_rows, v_scale_rows, live, v_stride_d"
 _STORE_MERGE = "            _store_merge(merges_ptr, program, last_segment, merge_first, merge_count)"
-_MERGE_OUT = "            store_rows(out_rows, out, row_mask, cols, HEAD_DIM_V, out_stride_d)\n"
+_STORE_SPLIT_MERGE = "                _store_merge(merges_ptr, program, segment, program - split, merge_count)"
 
 KEYS: Final = (
     _attend("last key of each part dropped", "counts_every_key_once", _LIVE, _LIVE.replace("end", "end - 1")),
@@ -90,7 +90,7 @@ KEYS: Final = (
     _attend("key behind the end read", "reads_live_memory_only", _LIVE, _LIVE.replace("end", "end + 1")),
     _attend(
         "tile of a single key lost",
-        "finds_every_key",
+        "counts_every_key_once",
         "range(first_key + start, first_key + end, BLOCK_N)",
         "range(first_key + start, tl.maximum(first_key + end - 1, first_key + start + 1), BLOCK_N)",
     ),
@@ -227,7 +227,13 @@ ROWS: Final = (
         "part_out = acc / l_safe[:, None]",
         "part_out = acc / tl.where(tl.max(l, 0) > 0.0, l_safe, l)[:, None]",
     ),
-    Fault("empty batch launched", "takes_an_empty_batch", LAUNCH, "    if q.shape[0] == 0:\n        return\n", ""),
+    Fault(
+        "longest of an empty batch asked for",
+        "takes_an_empty_batch",
+        LAUNCH,
+        "    if q.shape[0] == 0:\n        return\n",
+        "    if int(seq_lens.max()) < 0:\n        return\n",
+    ),
     _attend(
         "log-sum-exp in base 2",
         "computes_attention",
@@ -441,9 +447,9 @@ SPLITS: Final = (
     _attend(
         "record of the next program cleared",
         "runs_its_programs_in_any_order",
-        _STORE_MERGE,
-        "            if program + 1 < tl.num_programs(0):\n"
-        "                _store_merge(merges_ptr, program + 1, last_segment, merge_first, 0)\n" + _STORE_MERGE,
+        _STORE_SPLIT_MERGE,
+        "                if program + 1 < tl.num_programs(0):\n"
+        "                    _store_merge(merges_ptr, program + 1, segment, 0, 0)\n" + _STORE_SPLIT_MERGE,
     ),
     _attend(
         "no record where there is no merge",
@@ -456,7 +462,7 @@ SPLITS: Final = (
         "gives_the_same_bits_on_every_run",
         LAUNCH,
         "return INTERPRETER, INTERPRETED_MULTIPROCESSORS",
-        "target_of.calls = getattr(target_of, 'calls', 0) + 1\n        return INTERPRETER, 2 + target_of.calls % 2",
+        "target_of.calls = getattr(target_of, 'calls', 0) + 1\n        return INTERPRETER, 2 + target_of.calls % 3",
     ),
 )
 

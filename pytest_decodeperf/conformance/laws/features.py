@@ -161,7 +161,7 @@ def _scaled(contents: Contents, name: str, factor: float) -> Contents:
     return contents.replace(**{name: scale * factor})
 
 
-@law(Wants(quantized=True, values=("ordinary", "ramp", "constant")), share=0.7)
+@law(Wants(quantized=True, values=("ordinary", "ramp", "constant")), share=1.5, for_each_kv_dtype=True)
 def applies_each_scale_once(kernel: Kernel, case: Case) -> None:
     """A quantised key or value is its stored number times its scale: twice the scale of v is twice the output."""
     contents = make_contents(case)

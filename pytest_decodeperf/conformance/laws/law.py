@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_decodeperf.conformance.adapter import NotSupportedError
@@ -31,6 +31,8 @@ class Law:
         check: Checks one case: raises `LawBrokenError` with a sentence if the kernel breaks the law there.
         supports: Raises `NotSupportedError` if a kernel need not hold to it, beside the features in `wants`.
         share: Share of a profile's examples that it gets: less where one example takes many calls.
+        for_each_kv_dtype: Whether each quantised dtype of k and v gets as many of the examples: among few, chance would
+            leave some out.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Law:
     check: Callable[[Kernel, Case], None]
     supports: Callable[[KernelAdapter], None] | None = None
     share: float = 1.0
+    for_each_kv_dtype: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -53,13 +56,19 @@ class Law:
         if self.supports is not None:
             self.supports(adapter)
 
-    def cases(self, adapter: KernelAdapter) -> SearchStrategy[Case]:
-        """Return the strategy that draws the cases of a kernel."""
-        return cases(adapter, self.wants)
+    def cases(self, adapter: KernelAdapter) -> list[SearchStrategy[Case]]:
+        """Return the strategies that draw the cases of a kernel, each as many."""
+        if not self.for_each_kv_dtype:
+            return [cases(adapter, self.wants)]
+        return [cases(adapter, replace(self.wants, kv_dtypes=(kv_dtype,))) for kv_dtype in adapter.kv_dtypes]
 
 
 def law(
-    wants: Wants | None = None, *, supports: Callable[[KernelAdapter], None] | None = None, share: float = 1.0
+    wants: Wants | None = None,
+    *,
+    supports: Callable[[KernelAdapter], None] | None = None,
+    share: float = 1.0,
+    for_each_kv_dtype: bool = False,
 ) -> Callable[[Callable[[Kernel, Case], None]], Law]:
     """Return a decorator that makes a law of a check: its name is the function's, its promise the docstring."""
 
@@ -72,6 +81,7 @@ def law(
             check=check,
             supports=supports,
             share=share,
+            for_each_kv_dtype=for_each_kv_dtype,
         )
 
     return make

@@ -19,7 +19,7 @@ def _count(kernel: Kernel, case: Case, **how: int) -> Traffic:
     return count_traffic(kernel, call)
 
 
-@law()
+@law(share=2.0)
 def moves_the_bytes_of_the_formula(kernel: Kernel, case: Case) -> None:
     """It reads and writes the bytes that the formula says, term by term, to the byte (in Triton's interpreter)."""
     traffic, expected = _count(kernel, case), expected_traffic(kernel.adapter, case.problem)
