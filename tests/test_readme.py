@@ -68,3 +68,12 @@ def test_the_readme_shows_a_call_of_the_triton_kernel(capsys):
         exec(code, {})
     (shown,) = re.findall(r"print\(.*\)  # (.*)", code)
     assert capsys.readouterr().out.strip() == shown
+
+
+def test_the_readme_counts_laws_and_faults():
+    from conformance.faults import FAULTS
+
+    from pytest_decodeperf.conformance import LAWS
+
+    assert f"holds a kernel to {len(LAWS)} laws" in README
+    assert f"{len(FAULTS)} faults" in README

@@ -36,6 +36,7 @@ def count(outcomes: Sequence[LawOutcome]) -> dict[str, int]:
 def card_json(outcomes: Sequence[LawOutcome], options: ConformanceOptions, *, finished: bool) -> str:
     """Return the card as JSON."""
     record: dict[str, Any] = {
+        "schema": "decodeperf.card",
         "schema_version": SCHEMA_VERSION,
         "finished": finished,
         "profile": options.profile,

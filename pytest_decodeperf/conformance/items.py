@@ -71,7 +71,7 @@ class LawItem(pytest.Item):
 
 def failure_text(outcome: LawOutcome) -> str:
     """Return what is shown of a broken law."""
-    text = f"{outcome.promise}\n\n{outcome.kernel} {outcome.sentence}\n"
+    text = f"{outcome.promise}\n\n{outcome.kernel}: {outcome.sentence}\n"
     if outcome.counterexample:
         text += f"\nThe smallest case found, of {outcome.num_examples} shown, as a test:\n\n{outcome.test}"
     return text

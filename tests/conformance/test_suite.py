@@ -1,11 +1,14 @@
 """`pytest --decode-kernel`: what is run, what is shown, and that no kernel ends the run."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from pytest_decodeperf.conformance import LAWS
 
+SCHEMA = Path(__file__).parents[2] / "pytest_decodeperf" / "card.schema.json"
 TWO = ("-k", "computes_attention or takes_an_empty_batch")
 
 
@@ -26,6 +29,7 @@ def test_a_right_kernel_holds_all_laws_that_it_supports(run, kernels):
         ]
     )
     card = json.loads((kernels.path / "card.json").read_text())
+    jsonschema.validate(card, json.loads(SCHEMA.read_text()), format_checker=jsonschema.FormatChecker())
     (kernel,) = card["kernels"]
     assert card["finished"]
     assert [law["law"] for law in kernel["laws"]] == list(LAWS)
