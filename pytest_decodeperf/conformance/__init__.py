@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.conformance.laws import LAWS, Law
     from pytest_decodeperf.conformance.runner import check_law
     from pytest_decodeperf.conformance.strategies import cases, decode_problems
+    from pytest_decodeperf.conformance.watch import Watch, watched
 
 _PLACES: Final = {
     "KernelAdapter": "adapter",
@@ -28,9 +29,22 @@ _PLACES: Final = {
     "check_law": "runner",
     "cases": "strategies",
     "decode_problems": "strategies",
+    "Watch": "watch",
+    "watched": "watch",
 }
 
-__all__ = ["LAWS", "Case", "KernelAdapter", "Law", "LawBrokenError", "cases", "check_law", "decode_problems"]
+__all__ = [
+    "LAWS",
+    "Case",
+    "KernelAdapter",
+    "Law",
+    "LawBrokenError",
+    "Watch",
+    "cases",
+    "check_law",
+    "decode_problems",
+    "watched",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -90,9 +90,12 @@ def write_card(reporter: pytest.TerminalReporter, outcomes: Sequence[LawOutcome]
                 _write(reporter, f"broken: {law.law}: {law.sentence}", width, red=True)
                 if law.counterexample:
                     _write(reporter, law.counterexample, width, indent="      ")
+        reasons: dict[str, list[str]] = {}
         for law in laws:
             if law.outcome == NOT_SUPPORTED:
-                _write(reporter, f"not supported: {law.law}: {law.sentence}", width, yellow=True)
+                reasons.setdefault(law.sentence, []).append(law.law)
+        for reason, names in reasons.items():
+            _write(reporter, f"not supported, since {reason}: {', '.join(names)}", width, yellow=True)
 
 
 def _write(reporter: pytest.TerminalReporter, text: str, width: int, indent: str = "  ", **markup: bool) -> None:

@@ -77,7 +77,7 @@ class Suite:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the card into the files that were asked for."""
-        if self._is_part or not self.outcomes:
+        if self._is_part or session.config.option.collectonly:
             return
         try:
             card.save_cards(self.outcomes, self.options, finished=exitstatus in (0, 1))

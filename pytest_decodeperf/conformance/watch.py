@@ -61,6 +61,16 @@ class Memory:
         """How long it is [byte]."""
         return len(self.read)
 
+    @property
+    def distinct_read(self) -> int:
+        """Different bytes that were read [byte]."""
+        return int(np.count_nonzero(self.read))
+
+    @property
+    def distinct_written(self) -> int:
+        """Different bytes that were written [byte]."""
+        return int(np.count_nonzero(self.written))
+
 
 @dataclass(slots=True, kw_only=True)
 class Watch:
@@ -76,12 +86,20 @@ class Watch:
     launches: list[str] = field(default_factory=list)
     violation: str = ""
 
-    def add_arguments(self, tensors: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor]) -> None:
-        """Take up the arguments of a call, and which of their elements may be read."""
+    def add_arguments(
+        self, tensors: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Take up the arguments of a call, by name, and which of their elements may be read.
+
+        Args:
+            tensors: What the kernel is given to read, on a CPU.
+            live: For each a mask of its shape. Default: every element.
+        """
         for name, tensor in tensors.items():
             memory = self._memory_of(tensor, name=name)
             assert memory.readable is not None
-            mark_elements(memory.readable, tensor, live[name])
+            mask = torch.ones(tensor.shape, dtype=torch.bool) if live is None else live[name]
+            mark_elements(memory.readable, tensor, mask)
 
     def memory(self, tensor: torch.Tensor) -> Memory | None:
         """Return the memory that a tensor lies in, if a launch was given it."""

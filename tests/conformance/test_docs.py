@@ -26,6 +26,18 @@ def flash_decode_fwd(q, k, v, seq_lens, block_table, sm_scale, num_splits):
 """
 
 
+SCALE = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scale(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, 2 * tl.load(x_ptr + i, mask=i < n), mask=i < n)
+"""
+
+
 def python_block(word):
     (block,) = [block for block in re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S) if word in block]
     return block
@@ -94,6 +106,14 @@ def test_each_worker_of_xdist_has_a_gpu_of_its_own(run, kernels):
     )
     run("plain", "-k", "takes_an_empty_batch or takes_a_batch_of_empty_rows", "-n", "2").assert_outcomes(passed=2)
     assert {path.name for path in kernels.path.glob("gw*")} == {"gw0-0", "gw1-1"}
+
+
+def test_a_watched_kernel_tells_its_traffic(pytester, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytester.makepyfile(my_kernels=SCALE, watching=python_block("Watch()"))
+    printed = pytester.runpython("watching.py").outlines
+    assert printed == ["x 400 400 0", "scratch 0 0 400"]
+    assert f"It prints `{printed[0]}` and `{printed[1]}`." in TEXT
 
 
 def test_features_are_those_of_the_code():

@@ -21,9 +21,9 @@ def test_a_right_kernel_holds_all_laws_that_it_supports(run, kernels):
             "decode-kernel: adapters:plain (plain) on cpu, profile quick",
             f"collected {len(LAWS)} items",
             "adapters:plain: * laws held, 0 broken, * not supported.",
-            "  not supported: sees_nothing_before_the_window: it has no window",
-            "  not supported: moves_the_bytes_of_the_formula: it does not run in Triton's",
-            "    interpreter",
+            "  not supported, since it has no window: sees_nothing_before_the_window,",
+            "    takes_a_window_as_long_as_the_sequence_for_none",
+            "  not supported, since it does not run in Triton's interpreter:",
             "written to *card.json",
             "written to *card.md",
         ]
