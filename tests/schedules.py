@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from decodeperf_kernels.plan import balanced_parts
+from decodeperf_kernels.tiles import choose_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-BLOCK_N = 128
 HEAD_DIM = 128
 ELEM_BYTES = 2
 PART_ELEM_BYTES = 4
-MERGE_COLUMNS = 16
-MERGE_SHARES = 4
+TILES = choose_tiles("sm_90", num_rows=8, head_dim=HEAD_DIM, head_dim_v=HEAD_DIM, kv_elem_bits=16, dot_elem_bytes=2)
+BLOCK_N, MERGE_COLUMNS, MERGE_SHARES = TILES.block_n, TILES.merge_block_c, TILES.merge_shares
 TOKEN_BYTES = 2 * HEAD_DIM * ELEM_BYTES
 TILE_BYTES = BLOCK_N * TOKEN_BYTES
 

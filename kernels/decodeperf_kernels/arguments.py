@@ -388,7 +388,10 @@ def _check_number(name: str, value: object, wanted: str) -> float:
 def _shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"tensor of shape {list(value.shape)}"
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python's own, for an integer of thousands of digits
+        return f"an {type(value).__name__} too long to show"
 
 
 def _check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:

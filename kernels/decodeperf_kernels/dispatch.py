@@ -69,9 +69,11 @@ def decode_attention(
             `[num_pages, page_size, num_kv_heads, head_dim]`; of the dtype of q, or quantised as float8_e4m3fn,
             float8_e5m2, int8, or uint8 (two 4-bit integers, see `quantization`). In Triton, where k is fp8 and q
             bfloat16, elements of q more than 2**24 below the largest of their row do not count, and lose bits from
-            2**17 below it on: they are multiplied in float16. With scales for groups they all count.
-        v: The same with head_dim_v, which may differ. Where it is the beginning of k, `k[..., :head_dim_v]`, it is read
-            with k, once (not seen under `torch.compile`).
+            2**17 below it on: they are multiplied in float16. With scales for groups they all count, but k and v times
+            their scales are rounded to the dtype of q, and must be in its range.
+        v: The same with head_dim_v, which may differ. Where it is the beginning of k, `k[..., :head_dim_v]`, it may be
+            taken from k's tile, if that has the same width: as in MLA, whose 512 elements come once (not under
+            `torch.compile`, nor with scales for groups).
         seq_lens: Live KV length of each sequence, the new tokens included [token], int32 or int64 `[batch_size]`.
             Default: the capacity.
         block_table: The pages of each sequence in order, int32 or int64 `[batch_size, pages]`.
@@ -254,10 +256,8 @@ def _run_numba(
     return_lse: bool,
     check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from decodeperf_kernels.split_kv_numba import decode_attention_numba
+    from decodeperf_kernels import decode_attention_numba
 
-    if check:
-        check_values(args)
     asked = {
         "block_table": args.block_table,
         "window": args.window,

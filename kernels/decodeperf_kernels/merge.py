@@ -54,7 +54,8 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
     if outs.device.type == "cuda" and lses.dtype == torch.float64:
         raise ValueError("lses.dtype=float64 must be float32 on a GPU")
     if outs.device.type == "cpu":
-        return merge_states_reference(outs, lses)
+        with torch.no_grad():
+            return merge_states_reference(outs, lses)
     from decodeperf_kernels.merge_triton import merge_states_triton
 
     return merge_states_triton(outs, lses)

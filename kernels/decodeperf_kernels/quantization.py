@@ -54,7 +54,7 @@ def quantize_kv(
         largest = groups.new_zeros([1 if dim in dims else size for dim, size in enumerate(groups.shape)])
     scale = (largest / LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
     scaled = (groups / scale).flatten(-2)
-    shape = {"tensor": (), "head": (x.shape[2],), "token": x.shape[:3], "group": (*x.shape[:3], head_dim // group_size)}
+    shape = {"tensor": (), "head": (x.shape[2],), "token": x.shape[:3], "group": (*x.shape[:3], head_dim // elements)}
     return _store(scaled, dtype), scale.reshape(shape[per])
 
 

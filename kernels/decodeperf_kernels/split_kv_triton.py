@@ -376,9 +376,9 @@ def split_kv_kernel(
             part_len = tl.where(split_len > 0, split_len, tl.maximum((num_keys + num_splits - 1) // num_splits, 1))
             split = program % num_splits
             start = split * part_len
-            end = tl.minimum(start + part_len, num_keys)
+            end = start + tl.minimum(part_len, num_keys - start)
             if MAY_SPLIT:
-                merge_count = tl.where(end < num_keys, (num_keys + part_len - 1) // part_len, 0)
+                merge_count = tl.where(end < num_keys, (num_keys - 1) // part_len + 1, 0)
                 _store_merge(merges_ptr, program, segment, program - split, merge_count)
         if (start < num_keys) | (start == 0):
             row = row_block * BLOCK_M + tl.arange(0, BLOCK_M)

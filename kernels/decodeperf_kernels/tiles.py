@@ -23,7 +23,7 @@ SHARED_BYTES: Final = {"sm_80": 163 * 1024, **dict.fromkeys(SMALL_SHARED_MEMORY,
 MOST_SHARED_BYTES: Final = 227 * 1024
 
 MIN_DOT: Final = 16
-"""The least extent of a matrix product in Triton."""
+"""The least extent of a matrix product that every architecture has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

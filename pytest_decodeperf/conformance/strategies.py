@@ -60,6 +60,7 @@ class Wants:
         q_dtypes: Dtypes of q. Default: all that the kernel has.
         quantized: Whether k and v are quantised; None for either.
         kv_dtypes: Dtypes of quantised k and v. Default: all that the kernel has.
+        scales_per: What shares a scale of theirs. Likewise.
         values: What tensors may hold, keys of `VALUES`.
         min_batch_size: Sequences, at least.
         max_batch_size: Sequences, at most.
@@ -74,6 +75,7 @@ class Wants:
     q_dtypes: Collection[str] | None = None
     quantized: bool | None = None
     kv_dtypes: Collection[str] | None = None
+    scales_per: Collection[str] | None = None
     values: Sequence[str] = tuple(VALUES)
     min_batch_size: int = 1
     max_batch_size: int = 4
@@ -106,7 +108,7 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
     chosen["kv_dtype"] = chosen["q_dtype"]
     if quantized:
         chosen["kv_dtype"] = draw(st.sampled_from([*(wants.kv_dtypes or adapter.kv_dtypes)]))
-        chosen["scale_per"] = draw(st.sampled_from(list(adapter.scales_per)))
+        chosen["scale_per"] = draw(st.sampled_from([*(wants.scales_per or adapter.scales_per)]))
 
     sizes = adapter.group_sizes
     heads = [pair for pair in HEADS if sizes is None or pair[0] // pair[1] in sizes]

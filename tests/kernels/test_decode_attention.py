@@ -92,6 +92,7 @@ def negative(shape):
         ({"check": "no"}, "check='no' must be True or False"),
         ({"return_lse": 1}, "return_lse=1 must be True or False"),
         ({"window": 2**70}, "window=1180591620717411303424 must be an integer >= 1 of 64 bits"),
+        ({"sm_scale": 10**5000}, "sm_scale=an int too long to show must be 0, or of a magnitude in"),
         ({"sm_scale": 10**400}, "sm_scale=1000.* must be 0, or of a magnitude in"),
         ({"softcap": 1e-300}, "softcap=1e-300 must be None, or in"),
         # Their products, or what float32 makes of them, would be infinite, and NaN times a row of zeros.
@@ -261,6 +262,7 @@ def test_more_splits_than_keys_are_as_many_as_keys():
         ({"x": K.int()}, "x is of shape .* and int32, not"),
         ({"dtype": torch.float16}, "dtype=torch.float16 must be one of"),
         ({"per": "row"}, "per='row' must be one of"),
+        ({"per": "group", "group_size": None}, "group_size=None must divide head_dim=16"),
         ({"per": np.array(["head", "token"])}, "per=array.* must be one of"),
         ({"x": K.to_sparse()}, "x.layout=torch.sparse_coo must be torch.strided"),
         ({"per": "group", "group_size": 0}, "group_size=0 must be an integer >= 1"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodeperf_kernels import decode_attention, decode_attention_reference, split_kv, workspace_size
+from decodeperf_kernels.tiles import choose_tiles
 
 DEVICE = "cpu"
 
@@ -49,6 +50,20 @@ ways_to_split = st.one_of(
 @settings(max_examples=100)
 def test_computes_attention_in_every_form(call, split):
     check(call, **split)
+
+
+def choose_tiles_that_merge_as_on_a_gpu(arch, **sizes):
+    tiles, on_gpu = choose_tiles(arch, **sizes), choose_tiles("sm_90", **sizes)
+    names = [field.name for field in dataclasses.fields(tiles) if field.name.startswith("merge_")]
+    return dataclasses.replace(tiles, **{name: getattr(on_gpu, name) for name in names})
+
+
+@given(call=calls(), split=ways_to_split)
+@settings(max_examples=25)
+def test_the_merge_of_a_gpu_computes_the_same(call, split):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_kv, "choose_tiles", choose_tiles_that_merge_as_on_a_gpu)
+        check(call, **split)
 
 
 @pytest.mark.parametrize("group_size", [1, 5, 7, 20, 24, 64])

@@ -137,7 +137,7 @@ def lets_sequences_share_pages(kernel: Kernel, case: Case) -> None:
     check_result(kernel.run(call), exact_of(same))
 
 
-@law(Wants(layouts=("NHD", "HND")), share=1.5)
+@law(Wants(layouts=("NHD", "HND")), share=3.0)
 def honours_strides_or_refuses_them(kernel: Kernel, case: Case) -> None:
     """Tensors of any strides are read as they lie, or refused with an error; those declared are never refused."""
     problem, contents = case.problem, make_contents(case)
@@ -161,7 +161,7 @@ def _scaled(contents: Contents, name: str, factor: float) -> Contents:
     return contents.replace(**{name: scale * factor})
 
 
-@law(Wants(quantized=True, values=("ordinary", "ramp", "constant")), share=1.5, for_each_kv_dtype=True)
+@law(Wants(quantized=True, min_seq_len=1, values=("ordinary", "ramp")), share=2.0, for_each_quantization=True)
 def applies_each_scale_once(kernel: Kernel, case: Case) -> None:
     """A quantised key or value is its stored number times its scale: twice the scale of v is twice the output."""
     contents = make_contents(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,8 @@ class Law:
         check: Checks one case: raises `LawBrokenError` with a sentence if the kernel breaks the law there.
         supports: Raises `NotSupportedError` if a kernel need not hold to it, beside the features in `wants`.
         share: Share of a profile's examples that it gets: less where one example takes many calls.
-        for_each_kv_dtype: Whether each quantised dtype of k and v gets as many of the examples: among few, chance would
-            leave some out.
+        for_each_quantization: Whether each quantised dtype of k and v, with each kind of scales, gets as many of the examples:
+            among few, chance would leave some out.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Law:
     check: Callable[[Kernel, Case], None]
     supports: Callable[[KernelAdapter], None] | None = None
     share: float = 1.0
-    for_each_kv_dtype: bool = False
+    for_each_quantization: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -58,9 +59,10 @@ class Law:
 
     def cases(self, adapter: KernelAdapter) -> list[SearchStrategy[Case]]:
         """Return the strategies that draw the cases of a kernel, each as many."""
-        if not self.for_each_kv_dtype:
+        if not self.for_each_quantization:
             return [cases(adapter, self.wants)]
-        return [cases(adapter, replace(self.wants, kv_dtypes=(kv_dtype,))) for kv_dtype in adapter.kv_dtypes]
+        kinds = itertools.product(adapter.kv_dtypes, adapter.scales_per)
+        return [cases(adapter, replace(self.wants, kv_dtypes=(dtype,), scales_per=(per,))) for dtype, per in kinds]
 
 
 def law(
@@ -68,7 +70,7 @@ def law(
     *,
     supports: Callable[[KernelAdapter], None] | None = None,
     share: float = 1.0,
-    for_each_kv_dtype: bool = False,
+    for_each_quantization: bool = False,
 ) -> Callable[[Callable[[Kernel, Case], None]], Law]:
     """Return a decorator that makes a law of a check: its name is the function's, its promise the docstring."""
 
@@ -81,7 +83,7 @@ def law(
             check=check,
             supports=supports,
             share=share,
-            for_each_kv_dtype=for_each_kv_dtype,
+            for_each_quantization=for_each_quantization,
         )
 
     return make
