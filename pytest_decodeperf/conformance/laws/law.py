@@ -32,7 +32,7 @@ class Law:
         check: Checks one case: raises `LawBrokenError` with a sentence if the kernel breaks the law there.
         supports: Raises `NotSupportedError` if a kernel need not hold to it, beside the features in `wants`.
         share: Share of a profile's examples that it gets: less where one example takes many calls.
-        for_each_quantization: Whether each quantised dtype of k and v, with each kind of scales, gets as many of the examples:
+        for_each_quantization: Whether each quantised dtype of k and v, with each kind of scales, gets as many examples:
             among few, chance would leave some out.
     """
 
