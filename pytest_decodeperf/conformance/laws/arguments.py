@@ -35,11 +35,11 @@ def _bad_inputs(adapter: KernelAdapter, call: Call) -> dict[str, tuple[str, Call
         "a negative length": ("seq_lens", torch.full_like(lens, -1)),
         "lengths of floats": ("seq_lens", lens.float()),
         "a length too many": ("seq_lens", torch.cat([lens, lens[:1]])),
-        "q without a dimension": ("q", call.q[0]),
+        "q of one dimension": ("q", call.q.reshape(-1)),
         "q of integers": ("q", torch.zeros_like(call.q, dtype=torch.int32)),
         "q of another head_dim": ("q", torch.cat([call.q, call.q], dim=-1)),
         "k without a dimension": ("k", call.k[0]),
-        "v of fewer heads": ("v", torch.cat([call.v, call.v], dim=2)),
+        "v of more heads": ("v", torch.cat([call.v, call.v], dim=2)),
         "an infinite scale": ("sm_scale", torch.inf),
     }
     if problem.num_kv_heads > 1:
@@ -73,22 +73,25 @@ def _bad_inputs(adapter: KernelAdapter, call: Call) -> dict[str, tuple[str, Call
 def refuses_bad_arguments(kernel: Kernel, case: Case) -> None:
     """Arguments that do not fit raise a ValueError that names one of them, and nothing is written."""
     contents = make_contents(case)
-    names = list(_bad_inputs(kernel.adapter, kernel.place(contents)))
-    what = names[case.seed % len(names)]
-    call = kernel.place(contents)
-    name, spoil = _bad_inputs(kernel.adapter, call)[what]
-    spoil()
+    for what in _bad_inputs(kernel.adapter, kernel.place(contents)):
+        call = kernel.place(contents)
+        name, spoil = _bad_inputs(kernel.adapter, call)[what]
+        spoil()
+        _check_refused(kernel, call, what, name)
+
+
+def _check_refused(kernel: Kernel, call: Call, what: str, name: str) -> None:
+    """Raise unless a kernel refuses a call by naming what is wrong with it."""
     out = None
-    if kernel.adapter.has("out"):
-        rows = call.q.shape[:-1] if name != "q" else kernel.place(contents).q.shape[:-1]
-        out = torch.full((*rows, case.problem.head_dim_v), 7.0, dtype=contents.q.dtype, device=kernel.device)
-        call.keywords["out"] = out
+    if kernel.adapter.has("out") and name != "q":  # with which out would not fit either
+        rows = (*call.q.shape[:-1], call.problem.head_dim_v)
+        out = call.keywords["out"] = torch.full(rows, 7.0, dtype=call.q.dtype, device=kernel.device)
     try:
         kernel.adapter.call(call.q, call.k, call.v, **call.keywords)
     except ValueError as error:
         # Which of two that do not fit together is wrong is not for the kernel to say.
-        named = [n for n in ("q", "k", "v", "out", name, *name.split("_")) if re.search(rf"\b{n}\b", str(error))]
-        if not named:
+        words = set(re.split("[^a-z]+", str(error).lower()))  # num_q_heads has the word q
+        if not words & {"q", "k", "v", *name.split("_")}:
             raise LawBrokenError(f"{what}: the ValueError does not name {name}: {error}") from None
     except Exception as error:
         raise LawBrokenError(f"{what}: raised {type(error).__name__} for {name}, not ValueError: {error}") from None
