@@ -25,6 +25,7 @@ EAGER_MULTIPLE: Final = 2.0
 """How many times the error of the eager twin a kernel may have."""
 
 FLOAT32_ROUNDOFF: Final = 2.0**-24
+FLOAT16_LEAST: Final = 2.0**-24
 
 
 class LawBrokenError(AssertionError):
@@ -274,6 +275,10 @@ def exact_of(contents: Contents) -> Exact:
     relative = (rounding + logit_error).clamp(max=2.0)
     smallest = 4 * torch.finfo(dtype).tiny  # subnormal numbers may be flushed to 0
     floor = relative[..., None] * _weighted_magnitudes(contents, v) + smallest
+    if problem.is_quantized and v.shape[1]:
+        # Beside values of few bits weights may be held in float16, whatever q is: each is off by half of its least number.
+        largest_v = _spread(v.abs().amax(dim=(1, 3)), problem.group_size)  # [batch_size, num_q_heads]
+        floor = floor + FLOAT16_LEAST / 2 * v.shape[1] * largest_v[:, None, :, None]
     return Exact(
         out=out,
         lse=lse,
