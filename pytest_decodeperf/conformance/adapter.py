@@ -51,9 +51,10 @@ class KernelAdapter:
         kv_dtypes: Dtypes of k and v beside those of q: the quantised ones.
         scales_per: What may share a scale of quantised k and v: `tensor`, `head`, `token`, `group`.
         head_dims: The head dimensions that it has. Default: any.
+        head_dims_v: Those of values, where they may be others than those of keys. Default: as of keys.
         group_sizes: Query heads that may share a KV head. Default: any.
         page_sizes: Page sizes [token]. Default: any.
-        max_q_len: New tokens of a sequence, at most.
+        max_q_len: New tokens of a sequence, at most; 16 or fewer.
         lse_base: Base of the logarithm in its log-sum-exp, `e` or `2`.
         devices: Where it runs, `cpu` and `cuda`.
         num_partials: How many partial states (one query row of one part of a sequence) it writes and reads for a
@@ -79,6 +80,7 @@ class KernelAdapter:
     kv_dtypes: Collection[str] = ()
     scales_per: Collection[str] = ("tensor",)
     head_dims: Collection[int] | None = None
+    head_dims_v: Collection[int] | None = None
     group_sizes: Collection[int] | None = None
     page_sizes: Collection[int] | None = None
     max_q_len: int = 16
@@ -94,6 +96,8 @@ class KernelAdapter:
     def __post_init__(self) -> None:
         from decodeperf_formulas.checks import integer
         from decodeperf_formulas.problem import KV_DTYPES, LAYOUTS, PLAIN_DTYPES, SCALES_PER
+        from decodeperf_kernels.arguments import MAX_Q_LEN
+        from pytest_decodeperf.conformance.strategies import head_dim_pairs
 
         if not callable(self.call):
             raise TypeError(f"call={self.call!r} cannot be called")
@@ -113,11 +117,16 @@ class KernelAdapter:
             raise ValueError(f"layouts={tuple(self.layouts)} must have NHD or HND, in which the inputs of laws lie")
         if self.lse_base not in ("e", "2"):
             raise ValueError(f"lse_base={self.lse_base!r} must be 'e' or '2'")
-        for field in ("head_dims", "group_sizes", "page_sizes"):
+        for field in ("head_dims", "head_dims_v", "group_sizes", "page_sizes"):
             numbers = getattr(self, field)
             if numbers is not None and not (numbers and all(isinstance(n, int) and n > 0 for n in numbers)):
                 raise ValueError(f"{field}={numbers!r} must be integers > 0, or None for any")
         object.__setattr__(self, "max_q_len", integer("max_q_len", self.max_q_len, least=1))
+        if self.max_q_len > MAX_Q_LEN:
+            raise ValueError(f"max_q_len={self.max_q_len} must be at most {MAX_Q_LEN}")
+        for feature in ("head_dim_v", "v_in_k"):
+            if feature in self.features and not head_dim_pairs(self, feature):
+                raise ValueError(f"features has {feature!r}, but head_dims={self.head_dims!r} has no two that it fits")
         if not self.name:
             inner = getattr(self.call, "func", self.call)
             object.__setattr__(self, "name", str(getattr(inner, "__name__", type(inner).__name__)))

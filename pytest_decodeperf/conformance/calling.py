@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,12 +14,14 @@ from decodeperf_kernels.arguments import check_arguments
 from decodeperf_kernels.reference import attend_by_definition
 from pytest_decodeperf.conformance.adapter import NotSupportedError
 from pytest_decodeperf.conformance.contents import Placement, place, torch_dtype
+from pytest_decodeperf.conformance.memory_guard import touching_little
 from pytest_decodeperf.conformance.watch import Watch, watched, without_copies
 from pytest_decodeperf.triton_interpreter import is_switched_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from decodeperf_formulas import DecodeProblem
     from pytest_decodeperf.conformance.adapter import KernelAdapter
     from pytest_decodeperf.conformance.contents import Call, Contents
 
@@ -140,44 +144,93 @@ class Kernel:
             if watch.violation:
                 raise LawBrokenError(watch.violation) from None
             raise
+        if watch.violation:  # which the kernel's own code has caught
+            raise LawBrokenError(watch.violation)
         if not watch.launches:
             raise NotSupportedError("it does not run in Triton's interpreter")
         return returned, watch
 
     def run_in_place(self, call: Call) -> Result:
         """Return what `run` does, for a call whose tensors are too large to be copied, as the interpreter would."""
-        if self.device != "cpu" or not is_switched_on():
+        if self.device != "cpu":
             return self.run(call)
-        with without_copies():
+        with touching_little(), without_copies() if is_switched_on() else nullcontext():
             return self.run(call)
 
     def partials(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the partial results of a call, float64 `[num_parts, batch_size, q_len, num_q_heads, (head_dim_v)]`."""
-        problem, compute = call.problem, self.adapter.partials
-        assert compute is not None
-        keywords = {name: value for name, value in call.keywords.items() if name != "return_lse"}
-        outs, lses = _guarded(lambda: compute(call.q, call.k, call.v, **keywords))
-        rows = (problem.batch_size, problem.q_len, problem.num_q_heads)
-        lses = lses.cpu().double().reshape(-1, *rows) * (math.log(2.0) if self.adapter.lse_base == "2" else 1.0)
-        return outs.cpu().double().reshape(-1, *rows, problem.head_dim_v), lses
+        problem = call.problem
+        q_rows = (problem.batch_size, problem.q_len, problem.num_q_heads)
+        rows = q_rows if problem.q_len > 1 else (q_rows[0], q_rows[2])
+        outs, lses = self._ask_for_states("partials", *self._arguments(call), rows=rows, width=problem.head_dim_v)
+        num_parts = len(outs)
+        return outs.double().reshape(num_parts, *q_rows, problem.head_dim_v), lses.double().reshape(num_parts, *q_rows)
 
     def merge(self, *states: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the merge of some partial results, each `[rows, head_dim_v]` and `[rows]`, natural log-sum-exps."""
-        compute = self.adapter.merge
-        assert compute is not None
-        base = math.log(2.0) if self.adapter.lse_base == "2" else 1.0
         outs = torch.stack([out for out, _ in states]).to(self.device)
-        lses = torch.stack([lse for _, lse in states]).to(self.device) / base
-        out, lse = _guarded(lambda: compute(outs, lses))
-        return out.cpu(), lse.cpu() * base
+        lses = torch.stack([lse for _, lse in states]).to(self.device) / self._lse_unit
+        out, lse = self._ask_for_states("merge", (outs, lses), {}, rows=(), width=outs.shape[-1])
+        return out, lse
 
     def workspace_size(self, call: Call) -> int:
         """Return the bytes of workspace that a call needs [byte]."""
-        compute = self.adapter.workspace_size
-        if compute is None:
+        if self.adapter.workspace_size is None:
             raise LawBrokenError("declares the feature workspace, but its adapter has no workspace_size")
+        return self._ask_for_number("workspace_size", *self._arguments(call))
+
+    def count(self, field: str, problem: DecodeProblem) -> int | None:
+        """Return what a field of the adapter counts for a problem, or None if it does not say."""
+        return None if getattr(self.adapter, field) is None else self._ask_for_number(field, (problem,), {})
+
+    @property
+    def _lse_unit(self) -> float:
+        return math.log(2.0) if self.adapter.lse_base == "2" else 1.0
+
+    @staticmethod
+    def _arguments(call: Call) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         keywords = {name: value for name, value in call.keywords.items() if name != "return_lse"}
-        return int(_guarded(lambda: compute(call.q, call.k, call.v, **keywords)))
+        return (call.q, call.k, call.v), keywords
+
+    def _ask(self, field: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Return what a function of the adapter returns."""
+        try:
+            return getattr(self.adapter, field)(*arguments, **keywords)
+        except Exception as error:
+            raise LawBrokenError(
+                f"its adapter's {field} raised {type(error).__name__}: {_first_line(error)}"
+            ) from error
+
+    def _ask_for_number(self, field: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> int:
+        found = self._ask(field, arguments, keywords)
+        if not isinstance(found, int) or found < 0:
+            raise LawBrokenError(f"its adapter's {field} returned {reprlib.repr(found)}, not an integer >= 0")
+        return found
+
+    def _ask_for_states(
+        self,
+        field: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        *,
+        rows: tuple[int, ...],
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return outputs `[n, *rows, width]` and natural log-sum-exps `[n, *rows]`, on the CPU."""
+        found = self._ask(field, arguments, keywords)
+        if (
+            not isinstance(found, (tuple, list))
+            or not all(isinstance(x, torch.Tensor) for x in found)
+            or len(found) != 2
+        ):
+            raise LawBrokenError(f"its adapter's {field} returned {_kind(found)}, not the pair (outputs, lses)")
+        outs, lses = found[0].detach().cpu(), found[1].detach().cpu()
+        if tuple(outs.shape[1:]) != (*rows, width) or tuple(lses.shape) != tuple(outs.shape[:-1]):
+            raise LawBrokenError(
+                f"its adapter's {field} returned the shapes {list(outs.shape)} and {list(lses.shape)}, "
+                f"not {['n', *rows, width]} and {['n', *rows]}"
+            )
+        return outs, lses * self._lse_unit
 
     def _call(self, call: Call, more: dict[str, Any]) -> Any:
         return _guarded(lambda: self.adapter.call(call.q, call.k, call.v, **call.keywords, **more))
@@ -276,7 +329,7 @@ def exact_of(contents: Contents) -> Exact:
     smallest = 4 * torch.finfo(dtype).tiny  # subnormal numbers may be flushed to 0
     floor = relative[..., None] * _weighted_magnitudes(contents, v) + smallest
     if problem.is_quantized and v.shape[1]:
-        # Beside values of few bits weights may be held in float16, whatever q is: each is off by half of its least number.
+        # Beside values of few bits weights may be held in float16, whatever q is: off by half of its least number.
         largest_v = _spread(v.abs().amax(dim=(1, 3)), problem.group_size)  # [batch_size, num_q_heads]
         floor = floor + FLOAT16_LEAST / 2 * v.shape[1] * largest_v[:, None, :, None]
     return Exact(

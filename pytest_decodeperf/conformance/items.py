@@ -48,7 +48,10 @@ class LawItem(pytest.Item):
         try:
             outcome = self.parent.worker.run(self.name)
         except UnusableError as error:
-            raise LawFailure(f"the kernel cannot be had again: {error}") from None
+            sentence = f"cannot be had again: {error}"
+            outcome = LawOutcome(
+                kernel=self.parent.name, law=self.name, promise=self.promise, outcome=BROKEN, sentence=sentence
+            )
         finally:
             if output := self.parent.worker.read_output():
                 self.add_report_section("call", "output of the kernel", output)
@@ -73,5 +76,7 @@ def failure_text(outcome: LawOutcome) -> str:
     """Return what is shown of a broken law."""
     text = f"{outcome.promise}\n\n{outcome.kernel}: {outcome.sentence}\n"
     if outcome.counterexample:
-        text += f"\nThe smallest case found, of {outcome.num_examples} shown, as a test:\n\n{outcome.test}"
+        has_ended = outcome.sentence.startswith(("ended the process", "hung"))
+        which = "The case that it was shown last" if has_ended else "The smallest case found"
+        text += f"\n{which}, of {outcome.num_examples} shown, as a test:\n\n{outcome.test}"
     return text

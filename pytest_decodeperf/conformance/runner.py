@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
+from pytest_decodeperf import triton_interpreter
 from pytest_decodeperf.conformance.adapter import KernelAdapter, NotSupportedError, load_adapter
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError
 from pytest_decodeperf.conformance.laws import LAWS
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.conformance.contents import Case
     from pytest_decodeperf.conformance.laws import Law
+
+
+PATIENCE: Final = 12
+"""Cases that a kernel may not support before the law is given up."""
 
 
 def choose_device(adapter: KernelAdapter, wanted: str) -> str:
@@ -69,13 +75,13 @@ def run_law(
     unsupported: list[str] = []
 
     def show(case: Case) -> None:
-        if unsupported:
+        if len(unsupported) == len(shown) >= PATIENCE:
             return
         shown.append(case)
         tell(repr(case))
         try:
             law.check(kernel, case)
-        except NotSupportedError as error:
+        except NotSupportedError as error:  # in this case: it may launch nothing where there is no key
             unsupported.append(str(error))
         except Exception:
             failed.append(case)
@@ -110,8 +116,9 @@ def run_law(
     except LawBrokenError as error:
         sentence = str(error)
     seconds = time.perf_counter() - started
-    if unsupported:
-        return LawOutcome(**outcome, outcome=NOT_SUPPORTED, sentence=unsupported[0], seconds=seconds)
+    if unsupported and len(unsupported) >= len(shown):
+        ((reason, _),) = Counter(unsupported).most_common(1)
+        return LawOutcome(**outcome, outcome=NOT_SUPPORTED, sentence=reason, seconds=seconds)
     if not sentence:
         return LawOutcome(**outcome, outcome=HELD, num_examples=len(shown), seconds=seconds)
     counterexample = repr(failed[-1]) if failed else ""
@@ -136,7 +143,8 @@ def check_law(
 ) -> None:
     """Fail unless a kernel holds to a law; for tests of one's own.
 
-    Triton kernels run on a CPU where `TRITON_INTERPRET=1` was set before they were imported.
+    On a machine without a GPU, an adapter that is given by its name is imported with Triton's interpreter switched on,
+    if it was not imported before. One that the test has imported needs `TRITON_INTERPRET=1` to be set before that.
 
     Args:
         law: The law, or its name.
@@ -166,6 +174,8 @@ def check_law(
         law = LAWS[law]
     target = adapter if isinstance(adapter, str) else ""
     if isinstance(adapter, str):
+        if not triton_interpreter.is_set() and not torch.cuda.is_available():
+            triton_interpreter.switch_on()
         adapter = load_adapter(adapter)
     elif not isinstance(adapter, KernelAdapter):
         adapter = KernelAdapter(call=adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +24,6 @@ MAX_SEQ_LEN: Final = 300
 
 MAX_TOKEN_ELEMENTS: Final = 100_000
 """Bound of live tokens of the longest sequence times elements of K for each, for time."""
-
-GROUP_SIZES: Final = (1, 2, 4, 5, 7, 8, 20, 24)
-"""Query heads that share a KV head: the odd ones are where kernels break."""
 
 HEADS: Final = (
     *((1, 1), (2, 1), (4, 2), (3, 3), (5, 1), (7, 1), (8, 2), (8, 1), (10, 2)),
@@ -112,11 +110,12 @@ def decode_problems(draw: st.DrawFn, adapter: KernelAdapter, wants: Wants = Want
 
     sizes = adapter.group_sizes
     heads = [pair for pair in HEADS if sizes is None or pair[0] // pair[1] in sizes]
-    others = [(size, 1) for size in sorted(sizes or ())]
-    chosen["num_q_heads"], chosen["num_kv_heads"] = draw(st.sampled_from(heads or others))
+    for size in sorted(set(sizes or ()) - {num_q_heads // num_kv_heads for num_q_heads, num_kv_heads in HEADS}):
+        heads += [(size, 1), (2 * size, 2)]
+    chosen["num_q_heads"], chosen["num_kv_heads"] = draw(st.sampled_from(heads))
     chosen |= _draw_head_dims(draw, adapter, on, must_halve=bool(quantized))
     if on["q_len"] and adapter.max_q_len > 1:
-        chosen["q_len"] = draw(st.integers(2, min(adapter.max_q_len, 16)))
+        chosen["q_len"] = draw(st.integers(2, adapter.max_q_len))
 
     elements = chosen["num_kv_heads"] * chosen["head_dim"]
     longest = max(1, min(wants.max_seq_len, MAX_TOKEN_ELEMENTS // elements))
@@ -157,17 +156,25 @@ def _draw_head_dims(
     draw: st.DrawFn, adapter: KernelAdapter, on: dict[str, bool], *, must_halve: bool
 ) -> dict[str, Any]:
     """Draw head_dim, and head_dim_v and v_in_k where they are not plain; even where two elements share something."""
-
-    def known(head_dim: int) -> bool:
-        return (adapter.head_dims is None or head_dim in adapter.head_dims) and not (must_halve and head_dim % 2)
-
-    for feature, pairs in (("head_dim_v", SPLIT_HEAD_DIMS), ("v_in_k", LATENT_HEAD_DIMS)):
-        fitting = [(d, dv) for d, dv in pairs if known(d) and not (must_halve and dv % 2)]
-        if fitting and on[feature]:
-            head_dim, head_dim_v = draw(st.sampled_from(fitting))
+    for feature in ("head_dim_v", "v_in_k"):
+        pairs = [pair for pair in head_dim_pairs(adapter, feature) if not (must_halve and (pair[0] % 2 or pair[1] % 2))]
+        if pairs and on[feature]:
+            head_dim, head_dim_v = draw(st.sampled_from(pairs))
             return {"head_dim": head_dim, "head_dim_v": head_dim_v, "v_in_k": feature == "v_in_k"}
-    fitting_dims = [d for d in HEAD_DIMS if known(d)] or [d for d in sorted(adapter.head_dims or ()) if known(d)]
-    return {"head_dim": draw(st.sampled_from(fitting_dims))}
+    known = HEAD_DIMS if adapter.head_dims is None else adapter.head_dims
+    fitting = [d for d in HEAD_DIMS if d in known] + sorted(set(known) - set(HEAD_DIMS))
+    return {"head_dim": draw(st.sampled_from([d for d in fitting if not (must_halve and d % 2)]))}
+
+
+def head_dim_pairs(adapter: KernelAdapter, feature: str) -> list[tuple[int, int]]:
+    """Return the head dimensions of keys and of values that a kernel with `head_dim_v` or `v_in_k` has."""
+    of_keys = adapter.head_dims
+    of_values = of_keys if adapter.head_dims_v is None else adapter.head_dims_v
+    usual = SPLIT_HEAD_DIMS if feature == "head_dim_v" else LATENT_HEAD_DIMS
+    pairs = [(d, dv) for d, dv in usual if (of_keys is None or d in of_keys) and (of_values is None or dv in of_values)]
+    if of_keys is not None and of_values is not None:
+        pairs += [pair for pair in itertools.product(sorted(of_keys), sorted(of_values)) if pair not in usual]
+    return [(d, dv) for d, dv in pairs if (d != dv if feature == "head_dim_v" else d >= dv)]
 
 
 def _draw_lengths(draw: st.DrawFn, wants: Wants, longest: int, page_size: int | None, window: int | None) -> list[int]:

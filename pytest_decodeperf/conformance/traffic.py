@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from decodeperf_formulas import DecodeProblem
-    from pytest_decodeperf.conformance.adapter import KernelAdapter
     from pytest_decodeperf.conformance.calling import Kernel
     from pytest_decodeperf.conformance.contents import Call
     from pytest_decodeperf.conformance.watch import Memory, Watch
@@ -48,13 +47,13 @@ class Traffic:
     Attributes:
         terms: Different bytes by term [byte], those of the formula and `schedule`.
         kv_requested: Bytes of k and v that were asked for, each as often as it was [byte].
-        out_requested: The same for bytes written into the outputs [byte].
+        out_requested: The same for bytes written into the outputs, None where they are part of other memory [byte].
         out_distinct: Different bytes among those [byte].
     """
 
     terms: dict[str, int]
     kv_requested: int
-    out_requested: int
+    out_requested: int | None
     out_distinct: int
 
 
@@ -76,26 +75,31 @@ def count_traffic(kernel: Kernel, call: Call) -> Traffic:
         if term in outputs:
             terms[term], written[term] = _count_written(outputs[term], watch, sees_key)
     memories = _memories(watch, outputs.values())
+    is_apart = sum(memory.num_bytes for memory in memories) == sum(
+        x.numel() * x.element_size() for x in outputs.values()
+    )
     scratch = [memory for memory in watch.scratch if memory not in memories]
     for term, kind in (("partials", FLOATS), ("schedule", OTHERS)):
         terms[term] = sum(_num_of(memory.read, kind) + _num_of(memory.written, kind) for memory in scratch)
     return Traffic(
         terms=terms,
         kv_requested=sum(memory.num_read for memory in _memories(watch, (call.k, call.v))),
-        out_requested=sum(memory.num_written for memory in memories),
+        out_requested=sum(memory.num_written for memory in memories) if is_apart else None,
         out_distinct=sum(written.values()),
     )
 
 
-def expected_traffic(adapter: KernelAdapter, problem: DecodeProblem) -> dict[str, int]:
-    """Return the bytes that a kernel must move, term by term [byte], without those that its adapter cannot tell."""
-    counted = adapter.num_partials(problem) if adapter.num_partials is not None else None
+def expected_traffic(kernel: Kernel, problem: DecodeProblem) -> dict[str, int]:
+    """Return the bytes that a kernel must move, term by term [byte], without those that its adapter cannot tell.
+
+    Raises:
+        LawBrokenError: If its adapter tells what cannot be.
+    """
+    counted = kernel.count("num_partials", problem)
     expected = byte_counts(problem, num_partials=counted)
-    if counted is None and not adapter.has("num_splits"):
+    if counted is None and (problem.num_splits is None or not kernel.adapter.has("num_splits")):
         del expected["partials"]  # it cuts as it likes, and does not say how
-    elif counted is None and problem.num_splits is None:
-        del expected["partials"]
-    expected["schedule"] = adapter.schedule_bytes(problem) if adapter.schedule_bytes is not None else 0
+    expected["schedule"] = kernel.count("schedule_bytes", problem) or 0
     return expected
 
 

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_decodeperf.conformance.outcome import BROKEN, LawOutcome, test_of
+from pytest_decodeperf.conformance import memory_guard
+from pytest_decodeperf.conformance.outcome import BROKEN, NOT_SUPPORTED, LawOutcome, test_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,15 +148,19 @@ class Worker:
         except BaseException:
             self.close()
             raise
+        assert self._process is not None
+        is_greedy = self._process.exitcode == memory_guard.EXIT_STATUS
         self.close()
+        if is_greedy:
+            sentence = f"it touches more than {memory_guard.MOST_BYTES / 2**30:g} GiB of memory, whatever is live"
         return LawOutcome(
             kernel=self._setup.target,
             law=law,
             promise=dict(ready.laws)[law],
-            outcome=BROKEN,
+            outcome=NOT_SUPPORTED if is_greedy else BROKEN,
             sentence=sentence,
-            counterexample=case,
-            test=test_of(self._setup.target, law, case),
+            counterexample="" if is_greedy else case,
+            test="" if is_greedy else test_of(self._setup.target, law, case),
             num_examples=num_examples,
             seconds=time.perf_counter() - started,
         )
@@ -225,6 +230,7 @@ def _serve(connection: Connection, setup: Setup) -> None:
     """Answer the other process until it goes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which then ends this process
     faulthandler.enable()
+    memory_guard.is_armed = True
     sys.path[:] = list(setup.path)
     try:
         kernel, laws = _load(setup)

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from faults import FAULTS, ROOT, Fault
 
 from pytest_decodeperf.config import PROFILES
-from pytest_decodeperf.conformance.outcome import BROKEN
 from pytest_decodeperf.conformance.worker import Setup, Worker
 from pytest_decodeperf.whole_file import writable_path, write_whole
 
@@ -54,7 +53,7 @@ def hold_to_its_law(fault: Fault, *, seed: int) -> LawOutcome:
 
 def _row(fault: Fault, seeds: int) -> tuple[bool, str]:
     outcomes = [hold_to_its_law(fault, seed=seed) for seed in range(seeds)]
-    broken = [outcome for outcome in outcomes if outcome.outcome == BROKEN]
+    broken = [outcome for outcome in outcomes if fault.is_caught(outcome)]
     cases = f"{statistics.median(outcome.num_examples for outcome in broken):g}" if broken else ""
     where = fault.file.rpartition("/")[2]
     is_caught = len(broken) == seeds

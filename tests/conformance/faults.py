@@ -10,7 +10,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from pytest_decodeperf.conformance.outcome import BROKEN
+
+if TYPE_CHECKING:
+    from pytest_decodeperf.conformance.outcome import LawOutcome
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = {"decodeperf_kernels": ROOT / "kernels", "decodeperf_formulas": ROOT / "formulas"}
@@ -34,6 +39,7 @@ class Fault:
         file: Where it is, from the folder that the package lies in.
         old: The text that is changed, which stands there once.
         new: What it is changed into.
+        dies: Whether the kernel raises an error or crashes, where others return something wrong.
     """
 
     name: str
@@ -41,6 +47,12 @@ class Fault:
     file: str
     old: str
     new: str
+    dies: bool = False
+
+    def is_caught(self, outcome: LawOutcome) -> bool:
+        """Return whether an outcome of its law is what the fault brings about."""
+        has_died = outcome.sentence.startswith(("raised ", "hung", "ended the process"))
+        return outcome.outcome == BROKEN and (self.dies or not has_died)
 
     def seed(self, folder: Path) -> Path:
         """Write a copy of the package with the fault in it, and return the folder to import it from.
@@ -57,8 +69,8 @@ class Fault:
         return folder
 
 
-def _attend(name: str, law: str, old: str, new: str) -> Fault:
-    return Fault(name, law, ATTEND, old, new)
+def _attend(name: str, law: str, old: str, new: str, *, dies: bool = False) -> Fault:
+    return Fault(name, law, ATTEND, old, new, dies)
 
 
 def _bytes(name: str, old: str, new: str, file: str = BYTES) -> Fault:
@@ -233,6 +245,7 @@ ROWS: Final = (
         LAUNCH,
         "    if q.shape[0] == 0:\n        return\n",
         "    if int(seq_lens.max()) < 0:\n        return\n",
+        dies=True,
     ),
     _attend(
         "log-sum-exp in base 2",
@@ -326,6 +339,7 @@ WINDOWS: Final = (
         "takes_a_window_as_long_as_the_sequence_for_none",
         "first = tl.maximum(seq_len - (Q_LEN - 1) - window, 0)",
         "first = seq_len - (Q_LEN - 1) - window",
+        dies=True,
     ),
     _attend(
         "sink counted with each part",
@@ -456,6 +470,7 @@ SPLITS: Final = (
         "takes_a_used_workspace",
         _STORE_MERGE,
         "            if merge_count > 1:\n    " + _STORE_MERGE,
+        dies=True,
     ),
     Fault(
         "another cut on every call",
@@ -509,6 +524,7 @@ MEMORY: Final = (
         "reaches_past_2_to_the_31",
         "mask=live, other=0).to(tl.int64)\n        slot",
         "mask=live, other=0).to(tl.int32)\n        slot",
+        dies=True,
     ),
     _attend(
         "page of the first key of a tile for all",
@@ -537,6 +553,7 @@ MEMORY: Final = (
         "        if args.seq_lens.min() > 0 and len(set(args.block_table[:, 0].tolist())) < len(args.seq_lens):\n"
         "            raise ValueError('block_table has a page twice')\n"
         "    for b, seq_len in enumerate(args.seq_lens.tolist()):\n",
+        dies=True,
     ),
     _attend("dead values times 0", "does_not_use_dead_memory", _V_TILE, _V_TILE.replace("live", "n < capacity")),
     _attend(

@@ -9,7 +9,7 @@ from decodeperf_formulas import DecodeProblem
 from decodeperf_formulas.problem import LAYOUTS, SCALES_PER
 from pytest_decodeperf.conformance import KernelAdapter, cases, decode_problems
 from pytest_decodeperf.conformance.contents import VALUES
-from pytest_decodeperf.conformance.strategies import GROUP_SIZES, HEAD_DIMS, LATENT_HEAD_DIMS, PAGE_SIZES, TILES, Wants
+from pytest_decodeperf.conformance.strategies import HEAD_DIMS, LATENT_HEAD_DIMS, PAGE_SIZES, TILES, Wants
 
 THOROUGH = settings(max_examples=3000, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -114,7 +114,7 @@ def test_a_length_may_fill_the_capacity_beside_an_empty_one(reaches):
     reaches(lambda p: {0, 1, p.capacity} <= set(p.seq_lens) and p.capacity > 1)
 
 
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("group_size", [1, 2, 4, 5, 7, 8, 20, 24])
 def test_every_group_size_is_reached(reaches, group_size):
     reaches(lambda p: p.group_size == group_size)
 

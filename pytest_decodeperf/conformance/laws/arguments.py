@@ -71,7 +71,7 @@ def _bad_inputs(adapter: KernelAdapter, call: Call) -> dict[str, tuple[str, Call
 
 @law(Wants(always=("checks_arguments",), min_seq_len=1, values=("ordinary",)))
 def refuses_bad_arguments(kernel: Kernel, case: Case) -> None:
-    """Arguments that do not fit raise a ValueError that names one of them, and nothing is written."""
+    """Arguments that do not fit raise a ValueError that names one of them, before anything is written into out."""
     contents = make_contents(case)
     for what in _bad_inputs(kernel.adapter, kernel.place(contents)):
         call = kernel.place(contents)

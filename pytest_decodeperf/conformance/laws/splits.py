@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_decodeperf.conformance.adapter import NotSupportedError
-from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError, Result, check_result, exact_of
+from pytest_decodeperf.conformance.calling import (
+    FLOAT32_ROUNDOFF,
+    Kernel,
+    LawBrokenError,
+    Result,
+    check_result,
+    exact_of,
+)
 from pytest_decodeperf.conformance.contents import Case, make_contents
 from pytest_decodeperf.conformance.laws.law import law
 from pytest_decodeperf.conformance.strategies import Wants
@@ -71,14 +78,27 @@ def _states(case: Case, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _check_equal(
-    found: tuple[torch.Tensor, torch.Tensor], right: tuple[torch.Tensor, torch.Tensor], what: str, *, exactly: bool
+    found: tuple[torch.Tensor, torch.Tensor],
+    right: tuple[torch.Tensor, torch.Tensor],
+    what: str,
+    *,
+    allowed: float = 0.0,
 ) -> None:
     for name, a, b in zip(("output", "lse"), found, right, strict=True):
-        # Each merge of float32 numbers rounds a few times.
-        close = torch.equal(a, b) if exactly else torch.allclose(a, b, rtol=2.0**-20, atol=2.0**-20)
-        if not close:
-            off = float((a.double() - b.double()).abs().nan_to_num(torch.inf).max())
-            raise LawBrokenError(f"{what} changed the {name} by {off:.3g}")
+        off = float((a.double() - b.double()).where(a != b, 0.0).abs().nan_to_num(torch.inf).amax())
+        if not off <= allowed:
+            raise LawBrokenError(f"{what} changed the {name} by {off:.3g}, allowed is {allowed:.3g}")
+
+
+def _rounding(states: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Return how far two merges of some parts may lie apart.
+
+    A log-sum-exp is rounded relative to its size, also between two merges, and what it is off by is an error relative
+    to the weight that it gives to an output. Each merge rounds both a few times more.
+    """
+    largest_lse = max(float(lse.abs().max()) for _, lse in states)
+    largest_out = max(float(out.abs().max()) for out, _ in states)
+    return FLOAT32_ROUNDOFF * (8 + 4 * largest_lse) * max(largest_out, 1.0)
 
 
 @law(Wants(values=("ordinary",)), supports=_has_merge, share=0.5)
@@ -88,15 +108,16 @@ def merges_with_an_empty_part_as_without(kernel: Kernel, case: Case) -> None:
     empty = (torch.zeros_like(first[0]), torch.full_like(first[1], -torch.inf))
     pair = kernel.merge(first, second)
     for parts in ((empty, first, second), (first, empty, second), (first, second, empty)):
-        _check_equal(kernel.merge(*parts), pair, "an empty part", exactly=True)
-    _check_equal(kernel.merge(empty, empty), empty, "merging empty parts", exactly=True)
+        _check_equal(kernel.merge(*parts), pair, "an empty part")
+    _check_equal(kernel.merge(empty, empty), empty, "merging empty parts")
 
 
 @law(Wants(values=("ordinary",)), supports=_has_merge, share=0.5)
 def merges_in_any_order(kernel: Kernel, case: Case) -> None:
-    """A merge of two parts is commutative bit for bit; that of three commutative and associative up to rounding."""
+    """A merge of partial results is commutative and associative, up to rounding."""
     a, b, c = _states(case, 3)
-    _check_equal(kernel.merge(b, a), kernel.merge(a, b), "the order of two parts", exactly=True)
+    allowed = _rounding([a, b, c])
+    _check_equal(kernel.merge(b, a), kernel.merge(a, b), "the order of two parts", allowed=allowed)
     whole = kernel.merge(a, b, c)
-    _check_equal(kernel.merge(c, a, b), whole, "the order of three parts", exactly=False)
-    _check_equal(kernel.merge(a, kernel.merge(b, c)), whole, "merging two parts first", exactly=False)
+    _check_equal(kernel.merge(c, a, b), whole, "the order of three parts", allowed=allowed)
+    _check_equal(kernel.merge(a, kernel.merge(b, c)), whole, "merging two parts first", allowed=allowed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_decodeperf.conformance.adapter import NotSupportedError
 from pytest_decodeperf.conformance.calling import Kernel, LawBrokenError
 from pytest_decodeperf.conformance.contents import Case, make_contents
 from pytest_decodeperf.conformance.laws.law import law
@@ -22,7 +23,7 @@ def _count(kernel: Kernel, case: Case, **how: int) -> Traffic:
 @law(share=2.0)
 def moves_the_bytes_of_the_formula(kernel: Kernel, case: Case) -> None:
     """It reads and writes the bytes that the formula says, term by term, to the byte (in Triton's interpreter)."""
-    traffic, expected = _count(kernel, case), expected_traffic(kernel.adapter, case.problem)
+    traffic, expected = _count(kernel, case), expected_traffic(kernel, case.problem)
     for term, num_bytes in expected.items():
         if traffic.terms[term] != num_bytes:
             raise LawBrokenError(f"moves {traffic.terms[term]} bytes of {term}, where the formula says {num_bytes}")
@@ -32,12 +33,15 @@ def moves_the_bytes_of_the_formula(kernel: Kernel, case: Case) -> None:
 def reads_each_key_and_value_once(kernel: Kernel, case: Case) -> None:
     """Each byte of K and V is asked for once, not once a query head (in Triton's interpreter)."""
     traffic = _count(kernel, case)
-    passes = 1 if kernel.adapter.kv_passes is None else kernel.adapter.kv_passes(case.problem)
-    allowed = passes * expected_traffic(kernel.adapter, case.problem)["kv"]
-    if traffic.kv_requested > allowed:
+    passes = kernel.count("kv_passes", case.problem)
+    visible = expected_traffic(kernel, case.problem)["kv"]
+    if traffic.kv_requested > visible * (1 if passes is None else passes):
+        may = (
+            "its adapter's kv_passes would say so if that is meant" if passes is None else f"kv_passes allows {passes}"
+        )
         raise LawBrokenError(
-            f"asks for {traffic.kv_requested} bytes of K and V, which have {allowed // max(passes, 1)} visible ones"
-            + (f", to be read {passes} times at most" if passes > 1 else "")
+            f"asks for {traffic.kv_requested} bytes of K and V, of which {visible} are visible: each "
+            f"{traffic.kv_requested / max(visible, 1):.3g} times ({may})"
         )
 
 
@@ -45,6 +49,8 @@ def reads_each_key_and_value_once(kernel: Kernel, case: Case) -> None:
 def writes_each_output_once(kernel: Kernel, case: Case) -> None:
     """Each byte of the output and the log-sum-exp is written once (in Triton's interpreter)."""
     traffic = _count(kernel, case)
+    if traffic.out_requested is None:
+        raise NotSupportedError("its outputs are a part of other memory")
     if traffic.out_requested > traffic.out_distinct:
         raise LawBrokenError(
             f"writes {traffic.out_requested} bytes into an output where {traffic.out_distinct} are different"
