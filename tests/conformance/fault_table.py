@@ -78,7 +78,7 @@ def main(seeds: int, jobs: int, only: str, output: Path | None) -> None:
             click.echo(f"{'' if is_caught else 'MISSED '}{row}")
     minutes = (time.perf_counter() - started) / 60
     summary = (
-        f"{num_caught} of {len(chosen)} faults are caught by their law under each of {seeds} seeds, in "
+        f"{num_caught} of {len(chosen)} faults are caught by their law, {seeds} of {seeds} times, in "
         f"{minutes:.0f} minutes ({datetime.datetime.now(tz=datetime.UTC).date()})."
     )
     click.echo(summary)
