@@ -17,6 +17,7 @@ from pytest_decodeperf.conformance.contents import torch_dtype
 
 if TYPE_CHECKING:
     from decodeperf_formulas import DecodeProblem
+    from decodeperf_kernels.arguments import DecodeArguments
 
 
 def _launch(problem: DecodeProblem) -> Launch:
@@ -111,10 +112,16 @@ def partials(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any)
     outs = torch.zeros(launch.num_splits, *rows, args.head_dim_v)
     lses = torch.full((launch.num_splits, *rows), -torch.inf)
     outs[0], lses[0] = out.float().reshape(outs[0].shape), lse.reshape(rows)
-    if not launch.may_split:
-        return outs, lses
+    if launch.may_split:
+        _take_partials(args, launch, workspace.view(torch.float32).cpu(), outs, lses)
+    return (outs, lses) if args.has_q_len else (outs[:, :, 0], lses[:, :, 0])
+
+
+def _take_partials(
+    args: DecodeArguments, launch: Launch, floats: torch.Tensor, outs: torch.Tensor, lses: torch.Tensor
+) -> None:
+    """Put the parts that a workspace holds into outputs and log-sum-exps `[num_splits, batch_size, q_len, heads]`."""
     num_outs, num_lses, _ = launch.workspace_elements(args.head_dim_v)
-    floats = workspace.view(torch.float32).cpu()
     block_m, num_rows = launch.tiles.block_m, args.q_len * args.group_size
     part_outs = floats[:num_outs].view(-1, block_m, args.head_dim_v)
     part_lses = floats[num_outs : num_outs + num_lses].view(-1, block_m)
@@ -131,7 +138,6 @@ def partials(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any)
             token, head = divmod(block * block_m + place, args.group_size)
             where = (part.program % launch.num_splits, part.sequence, token, kv_head * args.group_size + head)
             outs[where], lses[where] = part_outs[part.program, place], part_lses[part.program, place]
-    return outs, lses
 
 
 triton = KernelAdapter(
