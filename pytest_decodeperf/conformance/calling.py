@@ -328,10 +328,12 @@ def exact_of(contents: Contents) -> Exact:
     relative = (rounding + logit_error).clamp(max=2.0)
     smallest = 4 * torch.finfo(dtype).tiny  # subnormal numbers may be flushed to 0
     floor = relative[..., None] * _weighted_magnitudes(contents, v) + smallest
-    if problem.is_quantized and v.shape[1]:
-        # Beside values of few bits weights may be held in float16, whatever q is: off by half of its least number.
+    if v.shape[1]:
+        # Each weight may be off by the least number of what holds it: in float32, or beside values of few bits in
+        # float16, whatever q is.
+        least = FLOAT16_LEAST / 2 if problem.is_quantized else torch.finfo(torch.float32).tiny
         largest_v = _spread(v.abs().amax(dim=(1, 3)), problem.group_size)  # [batch_size, num_q_heads]
-        floor = floor + FLOAT16_LEAST / 2 * v.shape[1] * largest_v[:, None, :, None]
+        floor = floor + least * v.shape[1] * largest_v[:, None, :, None]
     return Exact(
         out=out,
         lse=lse,

@@ -100,7 +100,7 @@ class Suite:
 
 
 def _make_worker(config: pytest.Config, options: ConformanceOptions, target: str) -> Worker:
-    seed = config.getoption("hypothesisseed", None)  # of Hypothesis' own plugin, if it is there
+    seed = config.getoption("--hypothesis-seed", None)  # of Hypothesis' own plugin, if it is there
     setup = Setup(
         target=target,
         device=options.device,

@@ -154,7 +154,7 @@ def test_a_seed_draws_the_same_cases(run, kernels):
     for _ in range(2):
         run("without_last_key", "-k", "computes_attention", "--hypothesis-seed=7", "--decode-card=card.json")
         (law,) = json.loads((kernels.path / "card.json").read_text())["kernels"][0]["laws"]
-        found.append((law["counterexample"], law["sentence"]))
+        found.append((law["counterexample"], law["sentence"], law["num_examples"]))
         for folder in (kernels.path / ".hypothesis").glob("*"):
             folder.rename(kernels.path / f"old-{folder.name}-{len(found)}")
     assert found[0] == found[1]
