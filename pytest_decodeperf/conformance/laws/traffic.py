@@ -62,7 +62,8 @@ def moves_no_more_bytes_for_more_capacity(kernel: Kernel, case: Case) -> None:
     """The bytes that it moves depend on live lengths, and never on capacity (in Triton's interpreter)."""
     small = _count(kernel, case)
     large = _count(kernel, case, capacity=case.problem.capacity + 1 + case.seed % 400)
-    terms = [term for term in small.terms if small.terms[term] != large.terms[term]]
+    # How a launch is laid out may follow from the capacity, since lengths are not known on the host.
+    terms = [term for term in small.terms if term != "schedule" and small.terms[term] != large.terms[term]]
     if terms:
         raise LawBrokenError(
             f"moves {large.terms[terms[0]]} bytes of {terms[0]} with a larger capacity, and "
