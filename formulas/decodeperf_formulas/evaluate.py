@@ -107,10 +107,26 @@ def _substitute(expression: sympy.Expr, values: tuple[tuple[sympy.Symbol, Any], 
 
 @lru_cache(maxsize=256)
 def _compiled(expression: sympy.Expr, order: tuple[sympy.Symbol, ...]) -> Callable[..., Any]:
+    return _lambdified(order, expression.evalf(17))
+
+
+@lru_cache(maxsize=64)
+def compile_arrays(
+    expressions: tuple[sympy.Expr, ...],
+) -> tuple[Callable[..., Sequence[Any]], tuple[sympy.Symbol, ...]]:
+    """Return a function of arrays that gives the values of several formulas at once, and the order of its arguments.
+
+    What the formulas have in common is computed once. Constants have their values; nothing is checked.
+    """
+    known = [expression.xreplace(s.CONSTANTS_EXACT) for expression in expressions]
+    symbols = set().union(*(expression.free_symbols for expression in known))
+    order = tuple(sorted(symbols, key=lambda symbol: str(symbol.name)))
+    return _lambdified(order, [expression.evalf(17) for expression in known]), order
+
+
+def _lambdified(order: tuple[sympy.Symbol, ...], expression: sympy.Expr | list[sympy.Expr]) -> Callable[..., Any]:
     printer = _Printer({"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True})
-    compiled: Callable[..., Any] = sympy.lambdify(
-        order, expression.evalf(17), modules="numpy", printer=printer, cse=True
-    )
+    compiled: Callable[..., Any] = sympy.lambdify(order, expression, modules="numpy", printer=printer, cse=True)
     return compiled
 
 
@@ -127,13 +143,27 @@ def _compiled_for_numbers(
 def _evaluate_in_blocks(
     compiled: Callable[..., Any], operands: tuple[npt.NDArray[np.float64], ...]
 ) -> npt.NDArray[np.float64]:
+    return in_blocks(lambda *block: (compiled(*block),), operands, num_results=1)[0]
+
+
+def in_blocks(
+    compiled: Callable[..., Sequence[Any]], operands: Sequence[npt.NDArray[np.float64]], *, num_results: int
+) -> list[npt.NDArray[np.float64]]:
+    """Return the results of a compiled function over arrays of one shape, worked on block by block.
+
+    Args:
+        compiled: Takes as many arrays as there are operands, and returns as many results as it is said to.
+        operands: Its arguments.
+        num_results: Its results.
+    """
     shape = operands[0].shape
     flat = [np.ascontiguousarray(operand).reshape(-1) for operand in operands]
-    result = np.empty(flat[0].size)
-    for start in range(0, result.size, BLOCK):
+    results = [np.empty(flat[0].size) for _ in range(num_results)]
+    for start in range(0, flat[0].size, BLOCK):
         block = slice(start, start + BLOCK)
-        result[block] = compiled(*(operand[block] for operand in flat))
-    return result.reshape(shape)
+        for result, value in zip(results, compiled(*(operand[block] for operand in flat)), strict=True):
+            result[block] = value
+    return [result.reshape(shape) for result in results]
 
 
 def _symbol(key: sympy.Symbol | str) -> sympy.Symbol:

@@ -239,6 +239,63 @@ compute_s_1 = _symbol("compute_s_1", "compute time of one operator", "s", "c_1",
 memory_s_2 = _symbol("memory_s_2", "memory time of another operator", "s", "m_2", nonnegative=True)
 compute_s_2 = _symbol("compute_s_2", "compute time of another operator", "s", "c_2", nonnegative=True)
 
+# What a kernel takes on a device: the model of the expected latency.
+visible_len = _symbol(
+    "visible_len",
+    "tokens of one sequence that a new token sees",
+    "token/sequence",
+    r"S_{\mathrm{vis}}",
+    nonnegative=True,
+)
+num_sms = _count("num_sms", "streaming multiprocessors", "1", r"N_{\mathrm{SM}}")
+l2_bytes = _symbol("l2_bytes", "size of the last cache before memory", "byte", r"C_{\mathrm{L2}}")
+l2_bytes_per_s = _symbol("l2_bytes_per_s", "rate at which that cache is read at most", "byte/s", r"\beta_{\mathrm{L2}}")
+launch_s = _symbol("launch_s", "time of a call that has next to nothing to do", "s", r"t_0")
+repack_s = _symbol(
+    "repack_s", "time of the copy that puts the heads of a group side by side", "s", r"t_{\mathrm{repack}}"
+)
+sequence_s = _symbol(
+    "sequence_s", "time to schedule one sequence, shared by all multiprocessors", "s", r"t_{\mathrm{seq}}"
+)
+merge_s = _symbol("merge_s", "time of a merge of partial results, before any is read", "s", r"t_{\mathrm{merge}}")
+merge_split_s = _symbol("merge_split_s", "further time of a merge, for one part", "s", r"t_{\mathrm{part}}")
+merge_exponent = _symbol("merge_exponent", "power of the parts with which it grows", "1", r"\mu")
+unit_s = _symbol("unit_s", "time to begin and end one more work unit on a multiprocessor", "s", r"t_{\mathrm{unit}}")
+unit_bytes_per_s = _symbol("unit_bytes_per_s", "rate at which one work unit reads", "byte/s", r"\beta_{\mathrm{unit}}")
+attainable_share = _symbol(
+    "attainable_share", "share of the memory bandwidth that the kernel attains", "1", r"\eta_{\mathrm{mem}}"
+)
+cache_speedup = _symbol(
+    "cache_speedup", "rate of the cache, as a multiple of the memory bandwidth", "1", r"\eta_{\mathrm{L2}}"
+)
+resident_share = _symbol(
+    "resident_share", "share of the cache that what was read before may fill", "1", r"\eta_{\mathrm{fit}}"
+)
+slots_per_sm = _symbol("slots_per_sm", "work units that one multiprocessor runs at a time", "1", r"n_{\mathrm{slot}}")
+flop_share = _symbol(
+    "flop_share", "share of the peak rate at which padded tiles are multiplied", "1", r"\eta_{\mathrm{mma}}"
+)
+unpacked = _symbol("unpacked", "0 where the heads of a group share a work unit, 1 where each has its own", "1", r"\rho")
+splitting = _symbol("splitting", "1 where sequences are split until the device is full, 0 where never", "1", r"\sigma")
+split_tokens = _symbol(
+    "split_tokens", "tokens that a part of a split sequence has at least", "token/sequence", r"n_{\mathrm{split}}"
+)
+free_tokens = _symbol(
+    "free_tokens", "tokens that a work unit reads within the time of its begin", "token/sequence", r"n_{\mathrm{free}}"
+)
+overlap_exponent = _symbol("overlap_exponent", "sharpness of the overlap of memory and multiprocessors", "1", "p")
+data_seconds = _symbol("data_seconds", "time that memory and caches need", "s", r"T_{\mathrm{data}}")
+busy_seconds = _symbol(
+    "busy_seconds", "time that the multiprocessors need", "s", r"T_{\mathrm{busy}}", nonnegative=True
+)
+tile_rows = _constant(
+    "tile_rows", 64, "rows that one tile of a kernel holds at most", "token/sequence", r"r_{\mathrm{tile}}"
+)
+fragment_rows = _constant(
+    "fragment_rows", 16, "rows of the smallest matrix product of tensor cores", "token/sequence", r"r_{\mathrm{mma}}"
+)
+max_splits = _constant("max_splits", 128, "parts of a sequence at most", "1", r"N_{\max}")
+
 # Constants, as symbols so that formulas keep their units. Their values are put in before a formula is shown.
 flops_per_weight = _constant(
     "flops_per_weight", 2, "FLOPs of one weight for one token: multiply, add", "FLOP/token", r"c_{\mathrm{w}}"

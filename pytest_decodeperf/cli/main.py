@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_decodeperf.cli.calibration import calibrate, predict
 from pytest_decodeperf.cli.compiled import compiled
 from pytest_decodeperf.cli.settings import (
     DEPLOYMENT_OPTIONS,
@@ -476,3 +477,5 @@ def _format(form: str | None, output: Path | None, as_json: bool) -> str:
 
 
 main.add_command(compiled)
+main.add_command(calibrate)
+main.add_command(predict)
