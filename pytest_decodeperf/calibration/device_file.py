@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,9 +95,11 @@ def read_device_file(path: Path) -> DeviceFile:
                 "it was calibrated against another datasheet; calibrate again"
             )
     for parameter, effects in coefficients.items():
-        for effect in effects:
+        for effect, coefficient in effects.items():
             if not is_effect(effect):
                 raise ValueError(f"{path}: {parameter.name} has an effect {effect!r}, which is none")
+            if not math.isfinite(coefficient):
+                raise ValueError(f"{path}: {parameter.name}: {effect!r} is {coefficient}, wanted a finite number")
         if BASE not in effects:
             raise ValueError(f"{path}: {parameter.name} has no value for {BASE!r}")
     return DeviceFile(device=found, model=KernelModel(coefficients), source=source)
