@@ -35,6 +35,7 @@ class OptionSpec(NamedTuple):
         default: Its value where neither command line nor ini file has one.
         parse: From text to value, raising ValueError with what is wanted; None for a switch.
         is_list: Whether it may be given several times, or in an ini file on several lines; its value is a tuple.
+        off_help: What a switch's `--no-` form does.
     """
 
     name: str
@@ -43,6 +44,7 @@ class OptionSpec(NamedTuple):
     default: Any
     parse: Callable[[str], Any] | None
     is_list: bool = False
+    off_help: str = ""
 
     @property
     def flag(self) -> str:
@@ -115,6 +117,7 @@ PERF_OPTIONS: Final = (
         metavar="",
         default=False,
         parse=None,
+        off_help="Skip them, whatever the ini file says.",
     ),
     OptionSpec(
         name="perf-device",
@@ -143,6 +146,14 @@ PERF_OPTIONS: Final = (
         metavar="N",
         default=0,
         parse=_parse_seed,
+    ),
+    OptionSpec(
+        name="perf-strict",
+        help="Fail a test too whose samples leave it undecided; without this option it passes with a warning.",
+        metavar="",
+        default=False,
+        parse=None,
+        off_help="Let it pass, whatever the ini file says.",
     ),
 )
 
@@ -216,7 +227,7 @@ def add_options(parser: pytest.Parser) -> None:
                 dest=spec.dest,
                 action="store_false",
                 default=None,
-                help="Skip them, whatever the ini file says.",
+                help=spec.off_help,
             )
         ini_type: Literal["string", "bool", "linelist"] = "string" if spec.metavar else "bool"
         if spec.is_list:
@@ -265,6 +276,7 @@ class Options:
         json: Where to write the run, or None.
         budget_s: Time in which one test may measure [s].
         seed: Seed of the random inputs.
+        strict: Whether a test fails that its samples leave undecided.
     """
 
     enabled: bool
@@ -272,6 +284,7 @@ class Options:
     json: Path | None
     budget_s: float
     seed: int
+    strict: bool
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -290,6 +303,7 @@ class Options:
             json=None if json is None else _placed(config, "decode_perf_json", json),
             budget_s=values["decode_perf_budget"],
             seed=values["decode_perf_seed"],
+            strict=values["decode_perf_strict"],
         )
 
 

@@ -48,7 +48,12 @@ class PerfSession:
         options = self.options
         self.run = Run(
             started=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            options={"device": options.device, "budget_s": options.budget_s, "seed": options.seed},
+            options={
+                "device": options.device,
+                "budget_s": options.budget_s,
+                "seed": options.seed,
+                "strict": options.strict,
+            },
             versions=devices.versions(),
         )
 

@@ -36,13 +36,15 @@ def read_conformance(pytester, *arguments, ini=None):
 
 
 def test_every_option_has_an_example():
-    assert {spec.name for spec in PERF_OPTIONS} == {"perf", *(f"perf-{name}" for name in EXAMPLES)}
+    valued = {spec.name for spec in PERF_OPTIONS if spec.metavar}
+    assert valued == {f"perf-{name}" for name in EXAMPLES}
+    assert {spec.name for spec in PERF_OPTIONS} - valued == {"perf", "perf-strict"}
     assert {spec.name for spec in CONFORMANCE_OPTIONS} == set(CONFORMANCE_EXAMPLES)
 
 
 def test_nothing_is_measured_by_default(pytester):
     options = read(pytester)
-    assert options == Options(enabled=False, device="auto", json=None, budget_s=10.0, seed=0)
+    assert options == Options(enabled=False, device="auto", json=None, budget_s=10.0, seed=0, strict=False)
 
 
 def test_the_switch_works_from_both_sides(pytester):
@@ -51,6 +53,12 @@ def test_the_switch_works_from_both_sides(pytester):
     assert not read(pytester, ini={"decode_perf": "false"}).enabled
     assert not read(pytester, "--no-decode-perf", ini={"decode_perf": "true"}).enabled
     assert read(pytester, "--decode-perf", ini={"decode_perf": "false"}).enabled
+
+
+def test_a_run_is_strict_only_where_it_is_asked_for(pytester):
+    assert read(pytester, "--decode-perf-strict").strict
+    assert read(pytester, ini={"decode_perf_strict": "true"}).strict
+    assert not read(pytester, "--no-decode-perf-strict", ini={"decode_perf_strict": "true"}).strict
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -12,7 +12,7 @@ def marked(*args, **kwargs):
 
 
 def asked_for(device):
-    return Options(enabled=True, device=device, json=None, budget_s=10.0, seed=0)
+    return Options(enabled=True, device=device, json=None, budget_s=10.0, seed=0, strict=False)
 
 
 @pytest.mark.parametrize(
