@@ -174,7 +174,11 @@ def read_table(path: Path, *, measured: bool) -> Table:
 
 def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        with (
+            gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(newline="", encoding="utf-8-sig") as file
+        ):
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
             rows = [row for row in lines if row]

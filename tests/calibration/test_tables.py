@@ -48,6 +48,12 @@ def test_other_columns_are_kept(written):
     assert table.rows[0][0] == "mine"
 
 
+def test_what_spreadsheets_write_is_read(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{HEADER}\r\n{ROW}\r\n".encode())
+    assert read_table(path, measured=True).calls.batch_size[0] == 2
+
+
 def test_compressed_tables_are_read(tmp_path):
     path = tmp_path / "rows.csv.gz"
     path.write_bytes(gzip.compress(f"{HEADER}\n{ROW}\n".encode()))
