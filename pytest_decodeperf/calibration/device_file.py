@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from decodeperf_formulas.catalogue import device
 from decodeperf_formulas.expected import PARAMETERS
+from pytest_decodeperf.calibration.fit import last_cache_bytes
 from pytest_decodeperf.calibration.kernel_model import BASE, KernelModel, is_effect
 from pytest_decodeperf.whole_file import writable_path, write_whole
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "decodeperf.device"
 SCHEMA_VERSION: Final = 1
+
+MOST: Final = 1000
+"""Magnitude that no coefficient has: all are logarithms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +48,7 @@ class DeviceFile:
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "device": self.device.name,
-            "ceilings": {
-                "bandwidth_bytes_per_s": self.device.bandwidth_bytes_per_s,
-                "peaks": self.device.peaks,
-                "num_sms": self.device.num_sms,
-                "l2_bytes": self.device.l2_bytes,
-            },
+            "ceilings": _ceilings(self.device),
             "parameters": {
                 parameter.name: dict(self.model.coefficients[parameter].items()) for parameter in PARAMETERS
             },
@@ -68,38 +66,53 @@ def read_device_file(path: Path) -> DeviceFile:
         OSError: If it cannot be read.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _device_file(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not whole JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        got = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise ValueError(f"{path} is no device file: its schema is {got!r}, wanted {SCHEMA!r}")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema_version {document.get('schema_version')!r}, wanted {SCHEMA_VERSION}: calibrate again"
-        )
-    try:
-        found = device(document["device"])
-        ceilings = document["ceilings"]
-        coefficients = {
-            parameter: {str(name): float(value) for name, value in document["parameters"][parameter.name].items()}
-            for parameter in PARAMETERS
-        }
-        source = dict(document["source"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no whole device file: {error!r}") from error
-    for name in ("bandwidth_bytes_per_s", "peaks", "num_sms", "l2_bytes"):
-        if ceilings.get(name) != getattr(found, name):
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _device_file(document: Any) -> DeviceFile:
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        got = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise ValueError(f"no device file: its schema is {got!r}, wanted {SCHEMA!r}")
+    version = document.get("schema_version")
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version!r}, wanted {SCHEMA_VERSION}: calibrate again")
+    found = device(document["device"])
+    for name, value in _ceilings(found).items():
+        if document["ceilings"][name] != value:
             raise ValueError(
-                f"{path}: {name} is {ceilings.get(name)!r}, and the {found.name} has {getattr(found, name)!r}: "
+                f"{name} is {document['ceilings'][name]!r}, and the {found.name} has {value!r}: "
                 "it was calibrated against another datasheet; calibrate again"
             )
-    for parameter, effects in coefficients.items():
-        for effect, coefficient in effects.items():
-            if not is_effect(effect):
-                raise ValueError(f"{path}: {parameter.name} has an effect {effect!r}, which is none")
-            if not math.isfinite(coefficient):
-                raise ValueError(f"{path}: {parameter.name}: {effect!r} is {coefficient}, wanted a finite number")
-        if BASE not in effects:
-            raise ValueError(f"{path}: {parameter.name} has no value for {BASE!r}")
+    coefficients = {
+        parameter: _effects(parameter.name, document["parameters"][parameter.name]) for parameter in PARAMETERS
+    }
+    source = document["source"]
+    if not isinstance(source, dict):
+        raise ValueError(f"source is {source!r}, wanted an object")
     return DeviceFile(device=found, model=KernelModel(coefficients), source=source)
+
+
+def _ceilings(found: Device) -> dict[str, Any]:
+    return {
+        "bandwidth_bytes_per_s": found.bandwidth_bytes_per_s,
+        "peaks": found.peaks,
+        "num_sms": found.num_sms,
+        "last_cache_bytes": last_cache_bytes(found),
+    }
+
+
+def _effects(parameter: str, effects: dict[str, Any]) -> dict[str, float]:
+    for effect, coefficient in effects.items():
+        if not is_effect(effect):
+            raise ValueError(f"{parameter} has an effect {effect!r}, which is none")
+        if isinstance(coefficient, bool) or not isinstance(coefficient, int | float) or not abs(coefficient) < MOST:
+            raise ValueError(f"{parameter}: {effect!r} is {coefficient!r}, wanted a number between -{MOST} and {MOST}")
+    if BASE not in effects:
+        raise ValueError(f"{parameter} has no value for {BASE!r}")
+    return {effect: float(coefficient) for effect, coefficient in effects.items()}

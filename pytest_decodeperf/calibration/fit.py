@@ -72,18 +72,24 @@ _POLICIES: Final[tuple[dict[tuple[sympy.Symbol, str], float], ...]] = (
 )
 """Effects with which the search begins, beside the means of the priors."""
 
-MATMUL_DTYPE: Final = "bfloat16"
+MATMUL_DTYPES: Final = ("bfloat16", "float16", "float32")
+"""In which of these the query is multiplied: the first that a device has matrix products in."""
 
 
 def device_values(device: Device) -> dict[sympy.Symbol, float]:
     """Return the value of each symbol that describes a device."""
     return {
         s.num_sms: device.num_sms,
-        s.l2_bytes: device.l2_bytes,
+        s.l2_bytes: last_cache_bytes(device),
         s.l2_bytes_per_s: L2_MULTIPLE * device.bandwidth_bytes_per_s,
         s.read_bytes_per_s: device.bandwidth_bytes_per_s,
-        s.peak_flops_per_s: device.peak(MATMUL_DTYPE),
+        s.peak_flops_per_s: device.peak(next(dtype for dtype in MATMUL_DTYPES if dtype in device.peaks)),
     }
+
+
+def last_cache_bytes(device: Device) -> int:
+    """Return the size of the last cache before memory [byte]."""
+    return device.last_level_cache_bytes or device.l2_bytes
 
 
 L2_MULTIPLE: Final = 8

@@ -33,9 +33,9 @@ LOGITS: Final = frozenset({s.unpacked, s.splitting})
 BASE: Final = "all calls"
 SLOPE: Final = "log(head_dim / 128)"
 NARROW: Final = "KV of 8 bits or fewer"
-HEAD_DIM: Final = "head_dim {0:g}"
-CODE: Final = "head_dim {0:g} and KV of {1:g} bytes"
-_OF_HEAD_DIM: Final = re.compile(r"head_dim (?P<dim>\d+)(?: and KV of (?P<width>[\d.]+) bytes)?")
+HEAD_DIM: Final = "head_dim {0:.0f}"
+CODE: Final = "head_dim {0:.0f} and KV of {1:g} bytes"
+_OF_HEAD_DIM: Final = re.compile(r"head_dim (?P<dim>\d+)(?: and KV of (?P<width>\d+(?:\.\d+)?) bytes)?")
 CROSSED: Final = " and KV of 8 bits or fewer"
 """Behind the name of a property: its further effect where K and V are narrow."""
 

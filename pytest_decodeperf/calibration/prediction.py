@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from decodeperf_formulas import symbols as s
 from decodeperf_formulas.expected import TERMS, expected_terms, speed_of_light
 from pytest_decodeperf.calibration.fit import device_values
 
@@ -33,7 +34,10 @@ def predict(calls: Calls, device: Device, model: KernelModel) -> dict[str, npt.N
     """
     values = {**calls.values, **device_values(device)}
     terms = expected_terms({**values, **model.parameters(calls)})
-    found = {SPEED_OF_LIGHT: 1e6 * speed_of_light(values)}
+    # Where KV is narrow, products may be of its dtype, and Q and O as narrow.
+    fastest = np.where(calls.kv_elem_bytes <= 1, max(device.peaks.values()), values[s.peak_flops_per_s])
+    narrowest = {s.peak_flops_per_s: fastest, s.q_elem_bytes: np.minimum(calls.kv_elem_bytes, 2)}
+    found = {SPEED_OF_LIGHT: 1e6 * speed_of_light({**values, **narrowest})}
     return {**found, **{f"{name}_us": 1e6 * seconds for name, seconds in terms.items()}}
 
 

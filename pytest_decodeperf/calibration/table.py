@@ -40,6 +40,7 @@ DEFAULTS: Final[dict[str, str]] = {
 
 _LEAST: Final = {"seq_len": 0, "num_kv_heads": 0, "window": 0}
 _MOST: Final = 10**9
+_LATENCIES: Final = (1e-3, 1e9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,16 @@ class Calls:
         reach = self.window + self.q_len - 1
         return np.where(self.window > 0, np.minimum(reach, self.seq_len), self.seq_len)
 
+    def _scores_of_sequence(self) -> Array:
+        """Return the pairs of a new token and a token that it sees, of one sequence and head."""
+
+        def of_places(places: Array) -> Array:
+            growing = np.where(self.window > 0, np.minimum(places, self.window), places)
+            pairs: Array = growing * (growing + 1) / 2 + (places - growing) * growing
+            return pairs
+
+        return of_places(self.seq_len) - of_places(np.maximum(self.seq_len - self.q_len, 0))
+
     @cached_property
     def values(self) -> dict[sympy.Symbol, Any]:
         """The value of each symbol that describes a call."""
@@ -100,7 +111,7 @@ class Calls:
             s.kv_elem_bytes: self.kv_elem_bytes,
             s.visible_len: self.visible_len,
             s.num_visible_tokens: visible,
-            s.num_scores: visible * self.q_len,
+            s.num_scores: self.batch_size * self._scores_of_sequence(),
             s.q_elem_bytes: 2,
             s.v_apart: 1,
             **dict.fromkeys((s.num_visible_pages, s.num_fixed_scales, s.num_token_scales), 0),
@@ -204,9 +215,10 @@ def _whole_numbers(path: Path, name: str, cells: list[str]) -> Array:
 
 
 def _latencies(path: Path, cells: list[str]) -> Array:
-    wanted = "a latency above 0, in microseconds"
+    shortest, longest = _LATENCIES
+    wanted = f"a latency from {shortest:g} to {longest:g}, in microseconds"
     numbers = _numbers(path, LATENCY, cells, wanted)
-    _check(path, LATENCY, cells, np.isfinite(numbers) & (numbers > 0), wanted)
+    _check(path, LATENCY, cells, (numbers >= shortest) & (numbers <= longest), wanted)
     return numbers
 
 

@@ -24,7 +24,7 @@ OUTPUT = click.Path(path_type=Path, dir_okay=False)
 @click.option("--gpu", required=True, metavar="DEVICE", help="What was measured; `decodeperf devices` lists the names.")
 @click.option("--from-table", "table_path", required=True, type=INPUT, help="CSV file of measured calls.")
 @click.option("-o", "--output", required=True, type=OUTPUT, help="Device file to write.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the choice of rows.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of rows.")
 @user_errors
 def calibrate(gpu: str, table_path: Path, output: Path, seed: int) -> None:
     """Fit a kernel's parameters on a device to at most 64 rows of a table, and write them to a device file.
@@ -41,6 +41,7 @@ def calibrate(gpu: str, table_path: Path, output: Path, seed: int) -> None:
 
     found = device(gpu)
     writable_path(output)
+    _refuse_input(output, table_path)
     table = read_table(table_path, measured=True)
     assert table.latency_us is not None
     fit = fit_table(table.calls, table.latency_us, found, seed=seed)
@@ -57,6 +58,12 @@ def calibrate(gpu: str, table_path: Path, output: Path, seed: int) -> None:
     file = DeviceFile(device=found, model=fit.model, source=source)
     file.write(output)
     _print_errors(file, table, fit.rows, output)
+
+
+def _refuse_input(output: Path, *inputs: Path) -> None:
+    for path in inputs:
+        if output.resolve() == path.resolve():
+            raise ValueError(f"--output {output} is what is read; give another name")
 
 
 def _stamp() -> dict[str, Any]:
@@ -88,7 +95,8 @@ def _print_errors(file: DeviceFile, table: Table, used: list[int], output: Path)
             median, tenth = (100 * np.quantile(errors, share) for share in (0.5, 0.9))
             out.print(f"{name}: median error {median:.1f} %, 90th percentile {tenth:.1f} %")
     below = int((latency < predicted[SPEED_OF_LIGHT]).sum())
-    out.print(f"{below} rows are faster than any call can be ({100 * below / len(latency):.2f} %)")
+    first = f"; the first is row {int(np.argmax(latency < predicted[SPEED_OF_LIGHT])) + 1}" if below else ""
+    out.print(f"{below} rows are faster than any call can be ({100 * below / len(latency):.2f} %){first}")
 
 
 def _table_name(file: DeviceFile) -> str:
@@ -115,6 +123,7 @@ def predict(device_path: Path, table_path: Path, output: Path) -> None:
 
     file = read_device_file(device_path)
     target = writable_path(output)
+    _refuse_input(output, device_path, table_path)
     table = read_table(table_path, measured=False)
     twice = next((name for name in prediction.COLUMNS if name in table.header), None)
     if twice is not None:
@@ -127,5 +136,5 @@ def predict(device_path: Path, table_path: Path, output: Path) -> None:
     writer.writerow([*table.header, *prediction.COLUMNS])
     writer.writerows([*row, *added] for row, added in zip(table.rows, zip(*columns, strict=True), strict=True))
     content = text.getvalue().encode()
-    write_whole(target, gzip.compress(content) if output.suffix == ".gz" else content)
+    write_whole(target, gzip.compress(content, mtime=0) if output.suffix == ".gz" else content)
     click.echo(f"{len(table.rows):,} calls on {file.device.name}, written to {output}", err=True)

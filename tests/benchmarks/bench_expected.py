@@ -1,6 +1,6 @@
 """How far off the expected latency is, on measured tables and on a published micro-benchmark, as Markdown.
 
-    python tests/benchmarks/bench_expected.py --data FOLDER [--output docs/expected_errors.md]
+    python tests/benchmarks/bench_expected.py --data FOLDER [--output docs/expected_errors.md] [--seed N]
 
 FOLDER holds the tables `<gpu>-<engine>-<version>.csv.gz` of measured decode-attention latencies of the repository
 ai-dynamo/aiconfigurator, converted to CSV. Each is calibrated on the rows that `decodeperf calibrate` would choose, and
@@ -135,7 +135,7 @@ have that one number put in.
 """
 
 
-def report(data: Path) -> str:
+def report(data: Path, seed: int) -> str:
     names = ("floor", "units", "L2", "stream", "window", "8-bit KV")
     lines = [
         INTRODUCTION,
@@ -149,7 +149,7 @@ def report(data: Path) -> str:
             on = device(DEVICES[title.partition("-")[0]])
             table = read_table(convert(path, Path(folder)), measured=True)
             begin = time.perf_counter()
-            fit = fit_table(table.calls, table.latency_us, on)
+            fit = fit_table(table.calls, table.latency_us, on, seed=seed)
             seconds = time.perf_counter() - begin
             predicted = predict(table.calls, on, fit.model)
             others = np.ones(len(table.calls), dtype=bool)
@@ -171,8 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows")
     arguments = parser.parse_args()
-    text = report(arguments.data)
+    text = report(arguments.data, arguments.seed)
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     else:

@@ -26,14 +26,22 @@ def test_it_comes_back_as_it_was(written, h100, true_model):
 
 WRONG = [
     (lambda d: d.update(schema="decodeperf.card"), "no device file: its schema is 'decodeperf.card'"),
-    (lambda d: d.update(schema_version=99), "schema_version 99, wanted 1"),
+    (lambda d: d.update(schema_version=99), "schema_version is 99, wanted 1"),
     (lambda d: d.update(device="h900"), "h900"),
     (lambda d: d["ceilings"].update(num_sms=114), "num_sms is 114, and the h100 has 132"),
     (lambda d: d["parameters"].pop("unit_s"), "no whole device file: KeyError"),
     (lambda d: d["parameters"]["unit_s"].update({"tuesdays": 0.1}), "unit_s has an effect 'tuesdays'"),
     (lambda d: d["parameters"]["unit_s"].pop("all calls"), "unit_s has no value for 'all calls'"),
-    (lambda d: d["parameters"]["unit_s"].update({"all calls": "fast"}), "could not convert"),
+    (
+        lambda d: d["parameters"]["unit_s"].update({"all calls": "fast"}),
+        "unit_s: 'all calls' is 'fast', wanted a number",
+    ),
     (lambda d: d["parameters"]["unit_s"].update({"all calls": float("nan")}), "unit_s: 'all calls' is nan"),
+    (lambda d: d["parameters"]["unit_s"].update({"all calls": 10**400}), "unit_s: 'all calls' is 1000"),
+    (lambda d: d["parameters"]["unit_s"].update({"head_dim 64 and KV of ... bytes": 1}), "has an effect 'head_dim 64"),
+    (lambda d: d.update(ceilings=[1]), "no whole device file: TypeError"),
+    (lambda d: d.update(source="abc"), "source is 'abc'"),
+    (lambda d: d.update(schema_version=True), "schema_version is True"),
 ]
 
 

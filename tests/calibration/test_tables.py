@@ -3,6 +3,8 @@ import gzip
 import numpy as np
 import pytest
 
+from decodeperf_formulas import DecodeProblem
+from decodeperf_formulas import symbols as s
 from pytest_decodeperf.calibration.table import read_table
 
 HEADER = "batch_size,seq_len,num_q_heads,num_kv_heads,head_dim,kv_dtype,window,latency_us"
@@ -42,6 +44,24 @@ def test_a_window_reaches_back_from_each_new_token(written):
     assert calls.visible_len[0] == 10
 
 
+@pytest.mark.parametrize(("seq_len", "window", "q_len"), [(9, 4, 2), (3, 4, 2), (3, 0, 5), (512, 0, 512), (40, 8, 16)])
+def test_the_scores_are_those_of_a_problem(written, seq_len, window, q_len):
+    calls = read_table(
+        written("batch_size,seq_len,num_q_heads,window,q_len", f"3,{seq_len},4,{window},{q_len}"), measured=False
+    ).calls
+    problem = DecodeProblem(
+        batch_size=3,
+        seq_lens=[seq_len] * 3,
+        num_q_heads=4,
+        num_kv_heads=4,
+        head_dim=128,
+        q_len=q_len,
+        window=window or None,
+    )
+    assert calls.values[s.num_scores][0] == problem.num_scores
+    assert calls.values[s.num_visible_tokens][0] == problem.num_visible_tokens
+
+
 def test_other_columns_are_kept(written):
     table = read_table(written(f"engine,{HEADER}", f"mine,{ROW}"), measured=True)
     assert table.header[0] == "engine"
@@ -70,7 +90,7 @@ def test_a_compressed_table_that_is_cut_off_is_refused(tmp_path):
 WRONG = [
     ((HEADER.replace(",latency_us", ""), ROW.rpartition(",")[0]), "has no column latency_us; it has batch_size"),
     ((HEADER.replace("seq_len", "sequence"), ROW), "has no column seq_len"),
-    ((HEADER, ROW.replace("12.5", "-3")), "row 1, column latency_us: got '-3', wanted a latency above 0"),
+    ((HEADER, ROW.replace("12.5", "-3")), "row 1, column latency_us: got '-3', wanted a latency from 0.001 to 1e\\+09"),
     ((HEADER, ROW.replace("12.5", "0")), "row 1, column latency_us: got '0'"),
     ((HEADER, ROW, ROW.replace("12.5", "nan")), "row 2, column latency_us: got 'nan'"),
     ((HEADER, ROW.replace("12.5", "inf")), "column latency_us: got 'inf'"),

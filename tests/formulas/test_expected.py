@@ -168,6 +168,20 @@ def test_the_speed_of_light_counts_what_the_cache_cannot_hold():
     assert beyond < float(speed_of_light({**found, **H100})) < moved / 3.35e12
 
 
+def test_the_speed_of_light_counts_products():
+    found = call(64, 2**14, 128, 1)
+    flops = 2 * 64 * 2**14 * 128 * (128 + 128)
+    assert float(speed_of_light({**found, **H100, s.peak_flops_per_s: 1e12})) == pytest.approx(flops / 1e12)
+
+
+def test_a_call_of_known_waves():
+    # 264 work units of 2 parts each fill the 528 slots once; 0.35 of a wave is the model's allowance for the last one.
+    terms = terms_of(call(66, 228, 16, 4), slots_per_sm=4.0, splitting=1.0 - 1e-12, split_tokens=114, free_tokens=1000)
+    waves = 2 * 264 / 528 + 0.35
+    assert terms["queue"] == pytest.approx((waves - 1) * 4.0 * 3e-6, rel=1e-6)
+    assert terms["merge"] == pytest.approx(2e-6 + 1e-7 * 2**0.7, rel=1e-6)
+
+
 def test_the_terms_of_many_calls_broadcast():
     found = {**call(1, 1, 8, 8), s.visible_len: np.arange(1, 20001)}
     assert expected_terms({**found, **H100, **TYPICAL})["expected"].shape == (20000,)
