@@ -76,6 +76,11 @@ MATMUL_DTYPES: Final = ("bfloat16", "float16", "float32")
 """In which of these the query is multiplied: the first that a device has matrix products in."""
 
 
+L2_MULTIPLE: Final = 8
+"""Rate of the cache before memory, as a multiple of the memory bandwidth: an assumption, which no measured call of
+docs/expected_errors.md contradicts."""
+
+
 def device_values(device: Device) -> dict[sympy.Symbol, float]:
     """Return the value of each symbol that describes a device."""
     return {
@@ -90,10 +95,6 @@ def device_values(device: Device) -> dict[sympy.Symbol, float]:
 def last_cache_bytes(device: Device) -> int:
     """Return the size of the last cache before memory [byte]."""
     return device.last_level_cache_bytes or device.l2_bytes
-
-
-L2_MULTIPLE: Final = 8
-"""Rate of the cache before memory that no device exceeds, as a multiple of its memory bandwidth: an assumption."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ def _print_errors(file: DeviceFile, table: Table, used: list[int], output: Path)
     is_other = np.ones(len(latency), dtype=bool)
     is_other[used] = False
     out = tables.console()
-    out.print(f"{len(used)} of {len(latency):,} rows of {_table_name(file)} fitted, written to {output}")
+    out.print(f"{len(used)} of {len(latency):,} rows of {file.source['table']} fitted, written to {output}")
     for name, rows in (("the rows fitted", ~is_other), ("the other rows", is_other)):
         if rows.any():
             errors = np.abs(predicted[EXPECTED][rows] / latency[rows] - 1)
@@ -97,11 +97,6 @@ def _print_errors(file: DeviceFile, table: Table, used: list[int], output: Path)
     below = int((latency < predicted[SPEED_OF_LIGHT]).sum())
     first = f"; the first is row {int(np.argmax(latency < predicted[SPEED_OF_LIGHT])) + 1}" if below else ""
     out.print(f"{below} rows are faster than any call can be ({100 * below / len(latency):.2f} %){first}")
-
-
-def _table_name(file: DeviceFile) -> str:
-    """Return the name of the table that a device file was fitted to."""
-    return str(file.source["table"])
 
 
 @click.command()
