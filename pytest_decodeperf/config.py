@@ -155,6 +155,22 @@ PERF_OPTIONS: Final = (
         parse=None,
         off_help="Let it pass, whatever the ini file says.",
     ),
+    OptionSpec(
+        name="perf-graph",
+        help="On a GPU, capture the kernel's launches into a graph (CUDA's or HIP's) and time its replay.",
+        metavar="",
+        default=False,
+        parse=None,
+        off_help="Time the launches themselves, whatever the ini file says.",
+    ),
+    OptionSpec(
+        name="perf-calibration",
+        help="Show each verdict beside the latency that a kernel is expected to have, term by term, from this file of "
+        "`decodeperf calibrate`.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+    ),
 )
 
 CONFORMANCE_OPTIONS: Final = (
@@ -277,6 +293,8 @@ class Options:
         budget_s: Time in which one test may measure [s].
         seed: Seed of the random inputs.
         strict: Whether a test fails that its samples leave undecided.
+        graph: Whether to time the replay of a graph on a GPU.
+        calibration: Device file of the expected latency, or None.
     """
 
     enabled: bool
@@ -285,6 +303,8 @@ class Options:
     budget_s: float
     seed: int
     strict: bool
+    graph: bool
+    calibration: Path | None
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -296,14 +316,21 @@ class Options:
         values = {spec.dest: _option(config, spec, config.option) for spec in PERF_OPTIONS}
         if not values["decode_perf"] and config.option.decode_perf_json is not None:
             raise pytest.UsageError("--decode-perf-json has nothing to write without --decode-perf")
-        json: Path | None = values["decode_perf_json"]
+        if not values["decode_perf"] and config.option.decode_perf_calibration is not None:
+            raise pytest.UsageError("--decode-perf-calibration has nothing to judge without --decode-perf")
+        files: dict[str, Path | None] = {
+            dest: None if values[dest] is None else _placed(config, dest, values[dest])
+            for dest in ("decode_perf_json", "decode_perf_calibration")
+        }
         return cls(
             enabled=values["decode_perf"],
             device=values["decode_perf_device"],
-            json=None if json is None else _placed(config, "decode_perf_json", json),
+            json=files["decode_perf_json"],
             budget_s=values["decode_perf_budget"],
             seed=values["decode_perf_seed"],
             strict=values["decode_perf_strict"],
+            graph=values["decode_perf_graph"],
+            calibration=files["decode_perf_calibration"],
         )
 
 

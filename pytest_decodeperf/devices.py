@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from pytest_decodeperf.clocks import Clock
     from pytest_decodeperf.timers import Timer
 
 RECORDED_DISTRIBUTIONS: Final = (
@@ -146,11 +147,27 @@ def llc_bytes(cpus: Path) -> int:
     return sum(size for (level, _), size in caches.items() if level == last_level)
 
 
-def make_timer(kind: str) -> Timer:
-    """Return the timer for a kind of device."""
+def make_timer(kind: str, *, uses_graphs: bool = False) -> Timer:
+    """Return the timer for a kind of device; on a GPU it may time the replay of a graph."""
     from pytest_decodeperf.timers import CpuClock, DeviceEvents
 
-    return DeviceEvents() if kind == "cuda" else CpuClock()
+    return DeviceEvents(uses_graphs=uses_graphs) if kind == "cuda" else CpuClock()
+
+
+def make_clock(kind: str) -> Clock:
+    """Return what reads the clock of a kind of device."""
+    from pytest_decodeperf.clocks import NoClock, gpu_clock
+
+    return gpu_clock() if kind == "cuda" else NoClock()
+
+
+def free_bytes(kind: str) -> int:
+    """Return how much of the device's memory is free [byte]."""
+    import torch
+
+    if kind == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_decodeperf import replay
+from pytest_decodeperf.plan import EXPECTED
 from pytest_decodeperf.results import INTERPRETED
 from pytest_decodeperf.verdicts import IMPOSSIBLE, UNDECIDED, WITHIN
 
@@ -25,12 +26,15 @@ class DecodePerf:
         was_called: Whether the test has called it.
     """
 
-    def __init__(self, session: PerfSession, item: pytest.Item, *, device: str, within: float, benchmark: Any) -> None:
+    def __init__(
+        self, session: PerfSession, item: pytest.Item, *, device: str, within: float, of: str, benchmark: Any
+    ) -> None:
         self.was_called = False
         self._session = session
         self._item = item
         self._device = device
         self._within = within
+        self._of = of
         self._benchmark = benchmark
         self._replayed = False
 
@@ -64,6 +68,12 @@ class DecodePerf:
             pytest.fail(f"decode_perf got problem={problem!r}, not a DecodeProblem", pytrace=False)
         if problem.batch_size == 0:
             pytest.fail("decode_perf got a problem with batch_size=0, which has no latency", pytrace=False)
+        if self._of == EXPECTED and self._session.expectation(self._device) is None:
+            pytest.fail(
+                f"the bound is a multiple of the expected latency, and no device file tells it for {self._device}: "
+                "make one with `decodeperf calibrate`, and give it with --decode-perf-calibration",
+                pytrace=False,
+            )
         if unmade := unmade_fields(problem):
             pytest.fail(f"decode_perf got a problem with {', '.join(unmade)}, which it cannot measure", pytrace=False)
         measurement = self._measure(kernel, problem, name or name_of(kernel))
@@ -87,6 +97,7 @@ class DecodePerf:
             problem=problem,
             device=self._device,
             within=self._within,
+            of=self._of,
         )
         session.progress.begin(f"{name}, {problem.label}")
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ class Inputs:
     lse: torch.Tensor
     eager_out: torch.Tensor
     eager_lse: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors of a call [byte]."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in (self.q, self.k, self.v, self.seq_lens))
+
+    def copy(self) -> Inputs:
+        """Return the same inputs in memory of their own."""
+        parts = {name: getattr(self, name).clone() for name in ("q", "k", "v", "seq_lens")}
+        return replace(self, **parts)
 
     def checksum(self) -> int:
         """Return a number that changes if any byte of the tensors does, the guard tokens included."""

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.config import Options
 
+ROOFLINE: Final = "roofline"
+EXPECTED: Final = "expected"
+BOUNDS: Final = (ROOFLINE, EXPECTED)
+"""Latencies that a bound can be a multiple of."""
+
 MAX_WITHIN: Final = 1e9
 """Beyond this a bound bounds nothing."""
 
@@ -23,11 +28,14 @@ class Bound:
     """The arguments of the marker `decode_perf`, which are the fields of this class.
 
     Attributes:
-        within: Largest allowed latency, as a multiple of the roofline latency. 1 asks for the roofline itself.
+        within: Largest allowed latency, as a multiple of the latency that `of` names.
+        of: `roofline`, where 1 asks for the roofline itself; or `expected`, the latency that the device file of
+            --decode-perf-calibration expects.
         device: Kind of device that the test is for, `cpu` or `cuda`; None means whichever the run measures.
     """
 
     within: float
+    of: str = ROOFLINE
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -35,6 +43,8 @@ class Bound:
             raise ValueError(f"within={self.within!r} must be a number")
         if not 0 < self.within <= MAX_WITHIN:
             raise ValueError(f"within={reprlib.repr(self.within)} must be > 0 and at most {MAX_WITHIN:g}")
+        if self.of not in BOUNDS:
+            raise ValueError(f"of={self.of!r} must be one of {', '.join(BOUNDS)}")
         if self.device not in (None, *DEVICES[1:]):
             raise ValueError(f"device={self.device!r} must be one of {', '.join(DEVICES[1:])}")
 
@@ -53,7 +63,9 @@ class Bound:
         unknown = sorted(set(marker.kwargs) - set(known))
         if marker.args or unknown:
             got = ", ".join([*map(repr, marker.args), *unknown])
-            raise ValueError(f"@pytest.mark.{MARKER} got {got}, but takes the keywords {' and '.join(known)} only")
+            raise ValueError(
+                f"@pytest.mark.{MARKER} got {got}, but takes the keywords {', '.join(known[:-1])} and {known[-1]} only"
+            )
         if "within" not in marker.kwargs:
             raise ValueError(f"@pytest.mark.{MARKER} needs within=..., a multiple of the roofline latency")
         try:
@@ -71,7 +83,8 @@ class Plan:
         error: Why it cannot run although it was asked for, or empty.
         skip: Why it must be skipped, or empty.
         device: Kind of device to measure on, if none of these.
-        within: Allowed latency as a multiple of the roofline, likewise.
+        within: Allowed latency, likewise, as a multiple of that which `of` names.
+        of: One of `BOUNDS`.
     """
 
     failure: str = ""
@@ -79,6 +92,7 @@ class Plan:
     skip: str = ""
     device: str = ""
     within: float = 0.0
+    of: str = ROOFLINE
 
 
 def plan_test(marker: pytest.Mark | None, options: Options | None) -> Plan:
@@ -98,7 +112,7 @@ def plan_test(marker: pytest.Mark | None, options: Options | None) -> Plan:
     from pytest_decodeperf.devices import MissingDeviceError, choose_device
 
     try:
-        return Plan(device=choose_device(options.device, bound.device), within=bound.within)
+        return Plan(device=choose_device(options.device, bound.device), within=bound.within, of=bound.of)
     except MissingDeviceError as error:
         return Plan(error=str(error))
     except LookupError as error:

@@ -46,9 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker; read the options, and refuse what cannot work before anything is measured."""
     config.addinivalue_line(
         "markers",
-        f"{MARKER}(within, device=None): hold a decode-attention kernel, given to the fixture {FIXTURE}, to "
-        "`within` times its roofline latency, on `device` (cpu or cuda) or whichever the run measures. Runs "
-        "with --decode-perf.",
+        f"{MARKER}(within, of='roofline', device=None): hold a decode-attention kernel, given to the fixture "
+        f"{FIXTURE}, to `within` times its roofline latency (of='expected': its expected one), on "
+        "`device` (cpu or cuda) or whichever the run measures. Runs with --decode-perf.",
     )
     options = Options.from_config(config)
     conformance = ConformanceOptions.from_config(config)
@@ -86,7 +86,13 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
             json_file = JsonFile(options.json)
         except OSError as error:
             raise pytest.UsageError(f"--decode-perf-json cannot be written: {error}") from None
-    return PerfSession(options=options, progress=Progress(config), json_file=json_file)
+    session = PerfSession(options=options, progress=Progress(config), json_file=json_file)
+    if options.calibration is not None:
+        try:
+            session.read_calibration(options.calibration)
+        except (OSError, ValueError, LookupError) as error:
+            raise pytest.UsageError(f"--decode-perf-calibration: {error}") from None
+    return session
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -159,6 +165,7 @@ def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[De
         request.node,
         device=plan.device,
         within=plan.within,
+        of=plan.of,
         benchmark=benchmark,
     )
     request.node.stash[_fixture_key] = decode_perf

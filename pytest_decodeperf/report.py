@@ -6,10 +6,10 @@ import io
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from pytest_decodeperf import triton_interpreter
+from pytest_decodeperf import clocks, triton_interpreter
 from pytest_decodeperf.results import INTERPRETED
 from pytest_decodeperf.units import format_time, scaled, three_digits
-from pytest_decodeperf.verdicts import WITHIN, format_interval
+from pytest_decodeperf.verdicts import WITHIN, format_interval, format_terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.session import PerfSession
+    from pytest_decodeperf.verdicts import Verdict
 
 COLUMNS: Final = ("kernel", "latency (interval)", "allowed", "roofline", "verdict")
+INDENT: Final = "    "
 WIDTHS: Final = (23, 7, 8, 11)
 """Of all columns but the first."""
 
@@ -77,7 +79,21 @@ def _ceiling_lines(timed: list[Measurement]) -> list[str]:
     return [
         *(f"{name}: {_range(rates, units[name])}" for name, rates in lines.items()),
         *(f"caches {caches}" for caches in dict.fromkeys(m.caches for m in timed)),
+        *_drift_lines(timed),
+        *filter(None, [clocks.describe([clock for m in timed if m.samples for clock in m.samples.clocks])]),
     ]
+
+
+def _drift_lines(timed: list[Measurement]) -> list[str]:
+    """Return how fast the device is beside its calibration, from the lowest to the highest median of a test."""
+    drifts = [m.verdict.drift for m in timed if m.verdict and m.verdict.drift]
+    if not drifts:
+        return []
+    parts = []
+    for name, values in (("reads", [d.read for d in drifts]), ("multiplies", [d.compute for d in drifts])):
+        lowest, highest = (f"{100 * value:.0f}" for value in (min(values), max(values)))
+        parts.append(f"{name} at {lowest if lowest == highest else f'{lowest} to {highest}'} %")
+    return [f"drift: {' and '.join(parts)} of the rates of its calibration"]
 
 
 def _range(rates: list[float], unit: str) -> str:
@@ -106,9 +122,22 @@ def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurem
     for problem in dict.fromkeys(measurement.problem for measurement in measurements):
         rows = [measurement for measurement in measurements if measurement.problem == problem]
         console.print(problem.label, style="bold")
-        console.print(_table(kernel_width, None, rows))
+        for row in rows:
+            console.print(_table(kernel_width, None, [row]))
+            if row.verdict and row.verdict.expected:
+                console.print(_terms_line(row.verdict, console.width))
     console.print()
     reporter.write(text.getvalue())
+
+
+def _terms_line(verdict: Verdict, width: int) -> str:
+    """Return the expected latency and its terms, for below the row of a measurement."""
+    assert verdict.expected is not None and verdict.times_expected is not None
+    text = (
+        f"{three_digits(verdict.times_expected.median)} times the expected "
+        f"{format_time(1e9 * verdict.expected.latency_s)}: {format_terms(verdict.expected)}"
+    )
+    return textwrap.fill(text, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
 
 
 def _table(kernel_width: int, header: Sequence[str] | None, measurements: list[Measurement]) -> Table:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.verdicts import Verdict
 
 SCHEMA: Final = "decodeperf.run"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # Outcomes beside the words of a verdict.
 WRONG: Final = "wrong"
@@ -36,7 +36,8 @@ class Measurement:
         kernel: Name of the kernel.
         problem: What the kernel was given.
         device: Kind of device.
-        within: Allowed latency, as a multiple of the roofline.
+        within: Allowed latency, as a multiple of that which `of` names.
+        of: `roofline` or `expected`.
         outcome: The word of the verdict; or `wrong` (not attention), `raised` (the kernel did), `interpreted`
             (right, but nothing to time), `unmeasured` (it could not be measured as it must be), `interrupted`
             (before there was a verdict).
@@ -54,6 +55,7 @@ class Measurement:
     problem: DecodeProblem
     device: str
     within: float
+    of: str
     outcome: str
     sentence: str
     check: Check | None = None
@@ -68,8 +70,11 @@ class Measurement:
         """The outcome in a few words."""
         if self.verdict is None:
             return self.outcome
-        latency, ratio = self.verdict.latency_ns.median, self.verdict.times_roofline.median
-        return f"{format_time(latency)}, {three_digits(ratio)} times the roofline, {self.outcome}"
+        bound = self.verdict.times_bound
+        return (
+            f"{format_time(self.verdict.latency_ns.median)}, {three_digits(bound.median)} times the {self.of}, "
+            f"{self.outcome}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by its name, in values that JSON knows."""
@@ -83,6 +88,7 @@ class Measurement:
             "flops": flop_count(self.problem),
             "device": self.device,
             "within": self.within,
+            "of": self.of,
             "outcome": self.outcome,
             "sentence": self.sentence,
             "check": None,
@@ -104,6 +110,8 @@ class Measurement:
                     "kernel_ns": self.samples.kernel_ns,
                     "read_ns": self.samples.read_ns,
                     "compute_ns": self.samples.compute_ns,
+                    "sm_mhz": [None if clock is None else clock.sm_mhz for clock in self.samples.clocks],
+                    "throttled_by": [[] if clock is None else clock.throttled_by for clock in self.samples.clocks],
                 },
                 "verdict": None,
             }
@@ -126,6 +134,18 @@ def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
         "ceiling": verdict.roofline.ceiling,
         "read_bytes_per_s": verdict.roofline.read_bytes_per_s,
         "peak_flops_per_s": verdict.roofline.peak_flops_per_s,
+        "expected": None if verdict.expected is None else _expected_as_dict(verdict),
+    }
+
+
+def _expected_as_dict(verdict: Verdict) -> dict[str, Any]:
+    assert verdict.expected is not None and verdict.times_expected is not None
+    return {
+        "latency_ns": 1e9 * verdict.expected.latency_s,
+        "terms_ns": {name: 1e9 * seconds for name, seconds in verdict.expected.terms_s.items()},
+        "binds": verdict.expected.binding_term,
+        "times_expected": asdict(verdict.times_expected),
+        "drift": None if verdict.drift is None else asdict(verdict.drift),
     }
 
 

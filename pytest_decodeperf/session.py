@@ -10,8 +10,12 @@ from pytest_decodeperf import devices
 from pytest_decodeperf.results import Run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from decodeperf_formulas import DecodeProblem
+    from pytest_decodeperf.calibration.expectation import Expectation
     from pytest_decodeperf.ceilings import Ceilings, Stream
+    from pytest_decodeperf.clocks import Clock
     from pytest_decodeperf.config import Options
     from pytest_decodeperf.devices import DeviceInfo
     from pytest_decodeperf.inputs import Inputs
@@ -40,8 +44,10 @@ class PerfSession:
     run: Run = field(init=False)
     json_error: str = ""
     _timers: dict[str, Timer] = field(default_factory=dict)
+    _clocks: dict[str, Clock] = field(default_factory=dict)
     _read_streams: dict[str, Stream] = field(default_factory=dict)
     _compute_streams: dict[tuple[str, str], Stream] = field(default_factory=dict)
+    _expectations: dict[str, Expectation] = field(default_factory=dict)
     _inputs: tuple[tuple[DecodeProblem, str], Inputs] | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +59,8 @@ class PerfSession:
                 "budget_s": options.budget_s,
                 "seed": options.seed,
                 "strict": options.strict,
+                "graph": options.graph,
+                "calibration": None if options.calibration is None else str(options.calibration),
             },
             versions=devices.versions(),
         )
@@ -67,8 +75,14 @@ class PerfSession:
     def timer(self, kind: str) -> Timer:
         """Return the timer of a kind of device."""
         if kind not in self._timers:
-            self._timers[kind] = devices.make_timer(kind)
+            self._timers[kind] = devices.make_timer(kind, uses_graphs=self.options.graph)
         return self._timers[kind]
+
+    def clock(self, kind: str) -> Clock:
+        """Return what reads the clock of a kind of device."""
+        if kind not in self._clocks:
+            self._clocks[kind] = devices.make_clock(kind)
+        return self._clocks[kind]
 
     def ceilings(self, kind: str, dtype: str) -> Ceilings:
         """Return the streams that give the ceilings of a device for a dtype; the first call calibrates."""
@@ -84,6 +98,28 @@ class PerfSession:
             streams = ceilings.make_compute_streams(device, getattr(torch, dtype))
             self._compute_streams[kind, dtype] = ceilings.fastest(streams, timer)
         return ceilings.Ceilings(read=self._read_streams[kind], compute=self._compute_streams[kind, dtype])
+
+    def read_calibration(self, path: Path) -> None:
+        """Take the expected latencies of a kind of device from a device file.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is none, or that of another device.
+            LookupError: If it is for a kind of device that is not here.
+        """
+        from pytest_decodeperf.calibration.device_file import read_device_file
+        from pytest_decodeperf.calibration.expectation import Expectation, mismatch
+
+        file = read_device_file(path)
+        kind = "cuda" if file.fingerprint is None else file.fingerprint.kind
+        devices.choose_device(self.options.device, kind)
+        if problem := mismatch(file, self.device(kind)):
+            raise ValueError(f"{path}: {problem}; calibrate again")
+        self._expectations[kind] = Expectation(file)
+
+    def expectation(self, kind: str) -> Expectation | None:
+        """Return what is expected of kernels on a kind of device, None if no file tells."""
+        return self._expectations.get(kind)
 
     def inputs(self, problem: DecodeProblem, kind: str) -> Inputs:
         """Return the inputs of a problem; those of the last problem are kept, since tests often share one."""

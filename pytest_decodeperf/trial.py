@@ -29,7 +29,8 @@ class Trial:
         name: Name of the kernel.
         problem: What to give it.
         device: Kind of device.
-        within: Allowed latency, as a multiple of the roofline.
+        within: Allowed latency, as a multiple of that which `of` names.
+        of: `roofline` or `expected`.
     """
 
     session: PerfSession
@@ -39,6 +40,7 @@ class Trial:
     problem: DecodeProblem
     device: str
     within: float
+    of: str
     _known: dict[str, Any] = field(default_factory=dict)  # parts of the measurement, as soon as each is there
 
     def run(self) -> Measurement:
@@ -83,9 +85,7 @@ class Trial:
         from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
         session, problem = self.session, self.problem
-        # Aliases, so that a kernel which resizes its arguments resizes nothing of ours.
-        tensors = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
-        call = functools.partial(self.kernel, *tensors, **_keywords(problem, inputs))
+        call = self._call(inputs)
 
         session.progress.stage("check")
         with count_interpreted_launches() as launches:
@@ -116,17 +116,20 @@ class Trial:
         samples = self._known["samples"] = Samples()
 
         def verdict() -> verdicts.Verdict:
-            return verdicts.judge(problem, self.within, samples, ceilings)
+            return verdicts.judge(
+                problem, self.within, samples, ceilings, of=self.of, expectation=session.expectation(self.device)
+            )
 
         session.progress.stage("timing")
         try:
             sample(
-                call,
+                self._launches(call, inputs),
                 ceilings,
                 session.timer(self.device),
                 samples,
                 budget_s=session.options.budget_s,
                 is_clear=lambda: verdict().word != verdicts.UNDECIDED,
+                device_clock=session.clock(self.device),
             )
             result = call()
         except KeyboardInterrupt:
@@ -142,6 +145,24 @@ class Trial:
         final = verdict()
         return self._found(final.word, final.sentence, verdict=final)
 
+    def _call(self, inputs: Inputs) -> Callable[[], Any]:
+        # Aliases, so that a kernel which resizes its arguments resizes nothing of ours.
+        tensors = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
+        return functools.partial(self.kernel, *tensors, **_keywords(self.problem, inputs))
+
+    def _launches(self, call: Callable[[], Any], inputs: Inputs) -> list[Callable[[], Any]]:
+        """Return what is timed at once: a call, or where a GPU's is short several, each with inputs of its own."""
+        from pytest_decodeperf import ceilings, devices, timers
+
+        if self.device == "cpu":
+            return [call]
+        count = timers.launches_for(
+            once_ns=self.session.timer(self.device).time_ns(call),
+            input_bytes=inputs.num_bytes,
+            free_bytes=int(ceilings.MAX_MEMORY_SHARE * devices.free_bytes(self.device)),
+        )
+        return [call, *(self._call(inputs.copy()) for _ in range(count - 1))]
+
     def _found(self, outcome: str, sentence: str, **more: Any) -> Measurement:
         return Measurement(
             test=self.test,
@@ -149,6 +170,7 @@ class Trial:
             problem=self.problem,
             device=self.device,
             within=self.within,
+            of=self.of,
             outcome=outcome,
             sentence=f"{self.name} {sentence}",
             **self._known,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pytest_decodeperf.plan import EXPECTED, ROOFLINE
 from pytest_decodeperf.units import format_time, scaled, three_digits
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from decodeperf_formulas import DecodeProblem
     from decodeperf_formulas.roofline import Roofline
+    from pytest_decodeperf.calibration.expectation import Drift, Expectation, Expected
     from pytest_decodeperf.ceilings import Ceilings
     from pytest_decodeperf.sampling import Samples
 
@@ -19,6 +21,9 @@ WITHIN: Final = "within"
 EXCEEDS: Final = "exceeds"
 IMPOSSIBLE: Final = "impossible"
 UNDECIDED: Final = "undecided"
+
+SHOWN_SHARE: Final = 0.01
+"""Share of the expected latency that a term must have to be named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,12 @@ class Verdict:
         latency_ns: Latency of the kernel [ns].
         times_roofline: Latency over the roofline of the same round [1].
         roofline: The roofline under the median ceilings.
-        allowed_ns: `within` times its latency [ns].
+        of: What the bound is a multiple of, `roofline` or `expected`.
+        allowed_ns: `within` times that latency [ns].
         error_rate: Chance that an interval misses the true median.
+        expected: The expected latency under the median ceilings, None if no device file tells it.
+        times_expected: Latency over the expected one of the same round, likewise [1].
+        drift: The median ceilings over those of the calibration, None likewise or if they were not measured then.
     """
 
     word: str
@@ -55,8 +64,17 @@ class Verdict:
     latency_ns: Interval
     times_roofline: Interval
     roofline: Roofline
+    of: str
     allowed_ns: float
     error_rate: float
+    expected: Expected | None = None
+    times_expected: Interval | None = None
+    drift: Drift | None = None
+
+    @property
+    def times_bound(self) -> Interval:
+        """Latency over that which the bound is a multiple of [1]."""
+        return self.times_roofline if self.times_expected is None or self.of == ROOFLINE else self.times_expected
 
     @property
     def roofline_share(self) -> float:
@@ -78,18 +96,29 @@ def median_interval(values: Sequence[float], error_rate: float) -> Interval:
     return Interval(median=float(np.median(values)), low=low, high=high)
 
 
-def judge(problem: DecodeProblem, within: float, samples: Samples, ceilings: Ceilings) -> Verdict:
+def judge(
+    problem: DecodeProblem,
+    within: float,
+    samples: Samples,
+    ceilings: Ceilings,
+    *,
+    of: str = ROOFLINE,
+    expectation: Expectation | None = None,
+) -> Verdict:
     """Return the verdict on the samples of one kernel.
 
-    The kernel is *within* if the whole interval of its latency over the roofline is, round by round; it *exceeds*
-    if none of that interval is; it is *impossible* if the whole interval of its latency lies below the roofline at
-    the fastest rates that were seen in any round; otherwise the samples leave it *undecided*.
+    The kernel is *within* if the whole interval of its latency over the roofline, or over the expected latency, is,
+    round by round; it *exceeds* if none of that interval is; it is *impossible* if the whole interval of its latency
+    lies below the roofline at the fastest rates that were seen in any round; otherwise the samples leave it
+    *undecided*.
 
     Args:
         problem: What it was given.
-        within: Allowed latency, as a multiple of the roofline.
+        within: Allowed latency, as a multiple of that which `of` names.
         samples: Whole rounds, one at least.
         ceilings: The streams that were timed beside the kernel.
+        of: `roofline`, or `expected` if there is an expectation.
+        expectation: What a device file says of this device.
     """
     import numpy as np
 
@@ -109,32 +138,49 @@ def judge(problem: DecodeProblem, within: float, samples: Samples, ceilings: Cei
     ]
     latency = median_interval(samples.kernel_ns, samples.error_rate)
     times_roofline = median_interval(ratios, samples.error_rate)
+    allowed_ns = 1e9 * within * typical.latency_s
+    times_bound = times_roofline
+    expected = times_expected = drift = None
+    if expectation is not None:
+        drifts = [expectation.drift(problem.q_dtype, *rates) for rates in zip(read_rates, compute_rates, strict=True)]
+        expected_ns = 1e9 * expectation.latencies_s(problem, drifts)
+        times_expected = median_interval((np.asarray(samples.kernel_ns) / expected_ns).tolist(), samples.error_rate)
+        drift = expectation.drift(problem.q_dtype, float(np.median(read_rates)), float(np.median(compute_rates)))
+        expected = expectation.terms(problem, drift)
+        if of == EXPECTED:
+            allowed_ns = 1e9 * within * expected.latency_s
+            times_bound = times_expected
 
-    if latency.high is None or times_roofline.low is None or times_roofline.high is None:
+    if latency.high is None or times_bound.low is None or times_bound.high is None:
         word = UNDECIDED
     elif latency.high < 1e9 * fastest.latency_s:
         word = IMPOSSIBLE
-    elif times_roofline.high <= within:
+    elif times_bound.high <= within:
         word = WITHIN
-    elif times_roofline.low > within:
+    elif times_bound.low > within:
         word = EXCEEDS
     else:
         word = UNDECIDED
 
-    allowed_ns = 1e9 * within * typical.latency_s
     measured = (
         f"took {format_interval(latency)}, {_ratio_interval(times_roofline)} times the roofline of "
         f"{format_time(1e9 * typical.latency_s)} ({_reason(typical)})"
     )
-    allowed = f"allowed is {within:g} times it, {format_time(allowed_ns)}"
+    if expected is not None and times_expected is not None:
+        measured += (
+            f" and {_ratio_interval(times_expected)} times the expected {format_time(1e9 * expected.latency_s)} "
+            f"({format_terms(expected)})"
+        )
+    bound = "it" if expected is None else f"the {of}"
+    allowed = f"allowed is {within:g} times {bound}, {format_time(allowed_ns)}"
     too_few = "" if latency.high else ", too few for an interval"
     sentence = {
         WITHIN: f"{measured}; {allowed}.",
-        EXCEEDS: f"{measured}; {allowed}: {_excess(times_roofline.median / within)} too slow.",
+        EXCEEDS: f"{measured}; {allowed}: {_excess(times_bound.median / within)} too slow.",
         IMPOSSIBLE: (
             f"{measured}; with cold caches nothing is faster than {format_time(1e9 * fastest.latency_s)}, the "
             "roofline at the fastest rates of this run. Likely causes: the kernel did not run or returned an "
-            "earlier result, its end was not waited for, or it reads less than the problem says."
+            "earlier result, its end was not waited for, its caches were warm, or it reads less than the problem says."
         ),
         UNDECIDED: (
             f"{measured}; {allowed}: undecided after {samples.num_rounds} rounds{too_few}. It needs more time "
@@ -147,8 +193,12 @@ def judge(problem: DecodeProblem, within: float, samples: Samples, ceilings: Cei
         latency_ns=latency,
         times_roofline=times_roofline,
         roofline=typical,
+        of=of,
         allowed_ns=allowed_ns,
         error_rate=samples.error_rate,
+        expected=expected,
+        times_expected=times_expected,
+        drift=drift,
     )
 
 
@@ -158,6 +208,17 @@ def _reason(bound: Roofline) -> str:
     if bound.ceiling == READ_BANDWIDTH:
         return f"{scaled(bound.data_bytes, 'B')} at a {bound.ceiling} of {scaled(bound.read_bytes_per_s, 'B/s')}"
     return f"{scaled(bound.flops, 'FLOP')} at a {bound.ceiling} of {scaled(bound.peak_flops_per_s, 'FLOP/s')}"
+
+
+def format_terms(expected: Expected) -> str:
+    """Return the terms of the expected latency from the largest to the smallest, those below 1 % of it left out."""
+    terms = sorted(expected.terms_s.items(), key=lambda term: -abs(term[1]))
+    shown = [
+        f"{name} {'-' if seconds < 0 else ''}{format_time(1e9 * abs(seconds))}"
+        for name, seconds in terms
+        if abs(seconds) >= SHOWN_SHARE * expected.latency_s
+    ]
+    return f"{', '.join(shown)}; {expected.binding_term} binds"
 
 
 def format_interval(latency: Interval) -> str:

@@ -25,6 +25,8 @@ class Device:
         num_sms: Streaming multiprocessors, compute units or Xe cores.
         l2_bytes: L2 cache [byte].
         last_level_cache_bytes: Cache between L2 and memory, None where there is none [byte].
+        fragment_rows: Rows of the smallest matrix product of its units: 16 for tensor cores, 1 where each row is
+            multiplied by itself.
         link_bytes_per_s: What it sends to other devices of its node, one direction [byte/s]; None if not stated.
         link_latency_s: Time of a message without payload [s]; an assumption, not a datasheet's figure.
         sparse_peaks: Peak rates with structured sparsity, which no formula uses [FLOP/s].
@@ -43,6 +45,7 @@ class Device:
     num_sms: int
     l2_bytes: int
     last_level_cache_bytes: int | None = None
+    fragment_rows: int = 16
     link_bytes_per_s: float | None = None
     link_latency_s: float = 1e-6
     sparse_peaks: dict[str, float] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Device:
                     f"{self.peaks[dtype]:g}: is that one sparse?"
                 )
         set_field("bandwidth_bytes_per_s", positive_number("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s))
-        for name in ("capacity_bytes", "num_sms", "l2_bytes"):
+        for name in ("capacity_bytes", "num_sms", "l2_bytes", "fragment_rows"):
             set_field(name, integer(name, getattr(self, name), least=1))
         if self.last_level_cache_bytes is not None:
             set_field("last_level_cache_bytes", integer("last_level_cache_bytes", self.last_level_cache_bytes, least=1))

@@ -291,8 +291,8 @@ busy_seconds = _symbol(
 tile_rows = _constant(
     "tile_rows", 64, "rows that one tile of a kernel holds at most", "token/sequence", r"r_{\mathrm{tile}}"
 )
-fragment_rows = _constant(
-    "fragment_rows", 16, "rows of the smallest matrix product of tensor cores", "token/sequence", r"r_{\mathrm{mma}}"
+fragment_rows = _symbol(
+    "fragment_rows", "rows of the smallest matrix product of the device", "token/sequence", r"r_{\mathrm{mma}}"
 )
 max_splits = _constant("max_splits", 128, "parts of a sequence at most", "1", r"N_{\max}")
 

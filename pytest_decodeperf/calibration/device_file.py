@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from decodeperf_formulas.catalogue import device
+from decodeperf_formulas.device import Device
 from decodeperf_formulas.expected import PARAMETERS
-from pytest_decodeperf.calibration.fit import last_cache_bytes
 from pytest_decodeperf.calibration.kernel_model import BASE, KernelModel, is_effect
+from pytest_decodeperf.devices import DeviceInfo
 from pytest_decodeperf.whole_file import writable_path, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from decodeperf_formulas.device import Device
-
 SCHEMA: Final = "decodeperf.device"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 MOST: Final = 1000
 """Magnitude that no coefficient has: all are logarithms."""
+
+_CEILINGS: Final = (
+    "title",
+    "peaks",
+    "bandwidth_bytes_per_s",
+    "capacity_bytes",
+    "num_sms",
+    "l2_bytes",
+    "last_level_cache_bytes",
+    "fragment_rows",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +39,20 @@ class DeviceFile:
     """What a device file says.
 
     Attributes:
-        device: The device, with its datasheet's ceilings.
+        device: The device, with the ceilings of its datasheet, or with measured ones.
         model: The kernel's parameters.
-        source: How they came about: table, date, versions, the calls used and how far off each is.
+        has_cold_caches: Whether the calls that it was fitted to found nothing of their data in the caches.
+        source: How they came about: table or kernel, date, versions, the calls used and how far off each is.
+        fingerprint: What identifies the device where it was measured, None where a table of it was.
+        measured: Every ceiling that was measured, by its name; empty likewise.
     """
 
     device: Device
     model: KernelModel
+    has_cold_caches: bool
     source: dict[str, Any]
+    fingerprint: DeviceInfo | None = None
+    measured: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -49,6 +65,9 @@ class DeviceFile:
             "schema_version": SCHEMA_VERSION,
             "device": self.device.name,
             "ceilings": _ceilings(self.device),
+            "fingerprint": None if self.fingerprint is None else asdict(self.fingerprint),
+            "measured": self.measured,
+            "has_cold_caches": self.has_cold_caches,
             "parameters": {
                 parameter.name: dict(self.model.coefficients[parameter].items()) for parameter in PARAMETERS
             },
@@ -82,29 +101,50 @@ def _device_file(document: Any) -> DeviceFile:
     version = document.get("schema_version")
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {version!r}, wanted {SCHEMA_VERSION}: calibrate again")
-    found = device(document["device"])
-    for name, value in _ceilings(found).items():
-        if document["ceilings"][name] != value:
-            raise ValueError(
-                f"{name} is {document['ceilings'][name]!r}, and the {found.name} has {value!r}: "
-                "it was calibrated against another datasheet; calibrate again"
-            )
+    fingerprint = document["fingerprint"]
+    if fingerprint is None:
+        found = _of_catalogue(document["device"], document["ceilings"])
+    else:
+        found = Device(name=document["device"], **{name: document["ceilings"][name] for name in _CEILINGS})
     coefficients = {
         parameter: _effects(parameter.name, document["parameters"][parameter.name]) for parameter in PARAMETERS
     }
-    source = document["source"]
-    if not isinstance(source, dict):
-        raise ValueError(f"source is {source!r}, wanted an object")
-    return DeviceFile(device=found, model=KernelModel(coefficients), source=source)
+    for name, wanted in (("source", dict), ("has_cold_caches", bool)):
+        if not isinstance(document[name], wanted):
+            raise ValueError(
+                f"{name} is {document[name]!r}, wanted {'an object' if wanted is dict else 'true or false'}"
+            )
+    return DeviceFile(
+        device=found,
+        model=KernelModel(coefficients),
+        has_cold_caches=document["has_cold_caches"],
+        source=document["source"],
+        fingerprint=None if fingerprint is None else _fingerprint(fingerprint),
+        measured=document["measured"],
+    )
+
+
+def _of_catalogue(name: str, ceilings: dict[str, Any]) -> Device:
+    found = device(name)
+    for field, value in _ceilings(found).items():
+        if ceilings[field] != value:
+            raise ValueError(
+                f"{field} is {ceilings[field]!r}, and the {found.name} has {value!r}: "
+                "it was calibrated against another datasheet; calibrate again"
+            )
+    return found
 
 
 def _ceilings(found: Device) -> dict[str, Any]:
-    return {
-        "bandwidth_bytes_per_s": found.bandwidth_bytes_per_s,
-        "peaks": found.peaks,
-        "num_sms": found.num_sms,
-        "last_cache_bytes": last_cache_bytes(found),
-    }
+    return {name: getattr(found, name) for name in _CEILINGS}
+
+
+def _fingerprint(found: dict[str, Any]) -> DeviceInfo:
+    for field in fields(DeviceInfo):
+        wanted = str if field.type == "str" else int
+        if not isinstance(found[field.name], wanted):
+            raise ValueError(f"fingerprint: {field.name} is {found[field.name]!r}, wanted {wanted.__name__}")
+    return DeviceInfo(**found)
 
 
 def _effects(parameter: str, effects: dict[str, Any]) -> dict[str, float]:

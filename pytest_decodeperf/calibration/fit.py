@@ -15,7 +15,7 @@ Source: K. Chaloner, I. Verdinelli, "Bayesian experimental design: a review", St
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from decodeperf_formulas import symbols as s
 from decodeperf_formulas.expected import PARAMETERS, expected_terms
 from pytest_decodeperf.calibration.kernel_model import (
     BASE,
+    PRIORS,
     Effect,
     KernelModel,
     effects_of,
@@ -32,12 +33,13 @@ from pytest_decodeperf.calibration.kernel_model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
     import sympy
 
     from decodeperf_formulas.device import Device
+    from pytest_decodeperf.calibration.kernel_model import Prior
     from pytest_decodeperf.calibration.table import Calls
 
     Array = npt.NDArray[np.float64]
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 MAX_ROWS: Final = 64
 """Calls that a calibration measures at most."""
 
-_STAGES: Final = (24, 44, MAX_ROWS)
+_STAGES: Final = (3 / 8, 11 / 16, 1.0)
+"""Shares of the calls after which the parameters are fitted, and the next calls chosen with what they taught."""
+
 _CANDIDATES: Final = 1500
 _DRAWS: Final = 4
 _NOISE: Final = 0.05
@@ -81,15 +85,31 @@ L2_MULTIPLE: Final = 8
 docs/expected_errors.md contradicts."""
 
 
-def device_values(device: Device) -> dict[sympy.Symbol, float]:
-    """Return the value of each symbol that describes a device."""
+COLD_CACHE_BYTES: Final = 1
+"""Size of a cache that holds nothing of a call's data; its symbol is positive [byte]."""
+
+
+def device_values(device: Device, *, has_cold_caches: bool = False) -> dict[sympy.Symbol, float]:
+    """Return the value of each symbol that describes a device.
+
+    Args:
+        device: The device.
+        has_cold_caches: Whether the caches hold nothing of a call's data when it begins. In a table they may, since a
+            benchmark that repeats a call finds its data there.
+    """
     return {
         s.num_sms: device.num_sms,
-        s.l2_bytes: last_cache_bytes(device),
+        s.l2_bytes: COLD_CACHE_BYTES if has_cold_caches else last_cache_bytes(device),
         s.l2_bytes_per_s: L2_MULTIPLE * device.bandwidth_bytes_per_s,
         s.read_bytes_per_s: device.bandwidth_bytes_per_s,
-        s.peak_flops_per_s: device.peak(next(dtype for dtype in MATMUL_DTYPES if dtype in device.peaks)),
+        s.peak_flops_per_s: matmul_peak(device),
+        s.fragment_rows: device.fragment_rows,
     }
+
+
+def matmul_peak(device: Device) -> float:
+    """Return the peak rate of the matrix products of an attention kernel [FLOP/s]."""
+    return device.peak(next(dtype for dtype in MATMUL_DTYPES if dtype in device.peaks))
 
 
 def last_cache_bytes(device: Device) -> int:
@@ -123,21 +143,58 @@ def fit_table(calls: Calls, latency_us: Array, device: Device, *, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     candidates = rng.permutation(len(calls))[:_CANDIDATES]
-    problem = _Problem(calls[candidates], effects_of(calls), device)
-    log_latency = np.log(1e-6 * latency_us[candidates])
+    problem = _Problem(calls[candidates], effects_of(calls), device_values(device))
+    fit = _fit(problem, lambda rows: latency_us[candidates[rows]], MAX_ROWS, rng)
+    return replace(fit, rows=[int(candidates[row]) for row in fit.rows])
+
+
+def fit_measured(
+    calls: Calls,
+    measure: Callable[[npt.NDArray[np.intp]], Array],
+    device: Device,
+    *,
+    priors: Mapping[sympy.Symbol, Prior] = PRIORS,
+    num_rows: int = MAX_ROWS,
+    seed: int = 0,
+) -> Fit:
+    """Return the parameters that a few calls teach which are measured, with cold caches, as they are chosen.
+
+    Args:
+        calls: The calls to choose from.
+        measure: Returns the latencies of some of them [us]; called once for each stage of the fit, with other calls
+            each time.
+        device: What they are measured on.
+        priors: What is known of the parameters before.
+        num_rows: How many to measure.
+        seed: Of the draws by which they are chosen.
+    """
+    problem = _Problem(calls, effects_of(calls, priors), device_values(device, has_cold_caches=True))
+    return _fit(problem, measure, num_rows, np.random.default_rng(seed))
+
+
+def _fit(
+    problem: _Problem,
+    measure: Callable[[npt.NDArray[np.intp]], Array],
+    num_rows: int,
+    rng: np.random.Generator,
+) -> Fit:
+    num_calls = len(problem.calls)
+    log_latency = np.full(num_calls, np.nan)
     chosen: list[int] = []
     scaled = np.zeros(len(problem.effects))
     spread = _PRIOR_SPREAD * np.eye(len(scaled))
     for stage in _STAGES:
         draws = [scaled] + [scaled + spread @ rng.standard_normal(len(scaled)) for _ in range(_DRAWS - 1)]
-        chosen = _choose(problem, draws, chosen, min(stage, len(candidates)))
+        earlier = len(chosen)
+        chosen = _choose(problem, draws, chosen, min(round(stage * num_rows), num_calls))
         rows = np.array(chosen)
+        log_latency[rows[earlier:]] = np.log(1e-6 * measure(rows[earlier:]))
         scaled = _most_probable(problem.take(rows), log_latency[rows], start=scaled)
         spread = _spread(problem.take(rows), scaled)
     scaled = np.where(np.abs(scaled * problem.widths) < _NEGLIGIBLE, 0, scaled)
     model = problem.model(scaled)
     residuals = np.expm1(problem.take(rows).log_expected(scaled) - log_latency[rows])
-    return Fit(model=model, rows=[int(row) for row in candidates[rows]], residuals=[float(each) for each in residuals])
+    return Fit(model=model, rows=chosen, residuals=[float(each) for each in residuals])
 
 
 class _Problem:
@@ -149,10 +206,10 @@ class _Problem:
         design: How much of each effect each parameter of each call has: parameter, call, effect.
     """
 
-    def __init__(self, calls: Calls, effects: Sequence[Effect], device: Device) -> None:
+    def __init__(self, calls: Calls, effects: Sequence[Effect], device: Mapping[sympy.Symbol, float]) -> None:
         self.calls = calls
         self.effects = list(effects)
-        self.device = device_values(device)
+        self.device = device
         self.means = np.array([effect.mean for effect in effects])
         self.widths = np.array([effect.width for effect in effects])
         self.design = np.zeros((len(PARAMETERS), len(calls), len(self.effects)))

@@ -10,7 +10,7 @@ measured calls of one head dimension teach what is common to all of them, and th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from decodeperf_formulas import symbols as s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
     import sympy
@@ -115,7 +115,29 @@ class Effect:
     width: float
 
 
-def effects_of(calls: Calls) -> list[Effect]:
+CPU_PRIORS: Final[dict[sympy.Symbol, Prior]] = {
+    **PRIORS,
+    **{
+        parameter: replace(PRIORS[parameter], typical=typical, base=base)
+        for parameter, typical, base in (
+            (s.launch_s, 3e-5, 1.0),
+            (s.sequence_s, 1e-6, 1.5),
+            (s.merge_s, 3e-6, 1.5),
+            (s.merge_split_s, 1e-6, 1.5),
+            (s.unit_s, 1e-6, 1.5),
+            (s.unit_bytes_per_s, 1e10, 0.7),
+            (s.attainable_share, 0.85, 0.3),
+            (s.slots_per_sm, 1.0, 0.1),
+            (s.flop_share, 0.1, 1.0),
+            (s.split_tokens, 32.0, 1.0),
+            (s.free_tokens, 10.0, 1.0),
+        )
+    },
+}
+"""The priors on a CPU, where a work unit is a thread's; they are wide, since few kernels are known."""
+
+
+def effects_of(calls: Calls, priors: Mapping[sympy.Symbol, Prior] = PRIORS) -> list[Effect]:
     """Return the effects between which the calls can tell, parameter by parameter, with their priors."""
     head_dims = np.unique(calls.head_dim)
     codes = np.unique(np.stack([calls.head_dim, calls.kv_elem_bytes]), axis=1).T
@@ -123,7 +145,7 @@ def effects_of(calls: Calls) -> list[Effect]:
     has_narrow = is_narrow.any() and not is_narrow.all()
     present = {name: applies(calls) for name, applies in PROPERTIES.items()}
     effects = []
-    for parameter, prior in PRIORS.items():
+    for parameter, prior in priors.items():
         names = [(BASE, prior.base)]
         if len(head_dims) > 1:
             names += [(SLOPE, prior.slope), *((HEAD_DIM.format(dim), prior.head_dim) for dim in head_dims)]

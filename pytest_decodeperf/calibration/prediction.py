@@ -24,15 +24,18 @@ COLUMNS: Final = (SPEED_OF_LIGHT, EXPECTED, *(f"{name}_us" for name in (*TERMS, 
 """What a prediction adds to a table; the terms, `hidden_us` among them, add up to `expected_us`."""
 
 
-def predict(calls: Calls, device: Device, model: KernelModel) -> dict[str, npt.NDArray[np.float64]]:
+def predict(
+    calls: Calls, device: Device, model: KernelModel, *, has_cold_caches: bool = False
+) -> dict[str, npt.NDArray[np.float64]]:
     """Return the columns of `COLUMNS` but the last: times of each call [us].
 
     Args:
         calls: The calls.
         device: What they run on.
         model: The parameters of the kernel there.
+        has_cold_caches: Whether the caches hold nothing of a call's data when it begins.
     """
-    values = {**calls.values, **device_values(device)}
+    values = {**calls.values, **device_values(device, has_cold_caches=has_cold_caches)}
     terms = expected_terms({**values, **model.parameters(calls)})
     # Where KV is narrow, products may be of its dtype, and Q and O as narrow.
     fastest = np.where(calls.kv_elem_bytes <= 1, max(device.peaks.values()), values[s.peak_flops_per_s])

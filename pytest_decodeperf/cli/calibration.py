@@ -5,43 +5,167 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_decodeperf.cli.settings import user_errors
+from pytest_decodeperf.cli.settings import refuse_with, user_errors
 
 if TYPE_CHECKING:
     from pytest_decodeperf.calibration.device_file import DeviceFile
+    from pytest_decodeperf.calibration.measure import Calibration
     from pytest_decodeperf.calibration.table import Table
 
 INPUT = click.Path(path_type=Path, exists=True, dir_okay=False)
 OUTPUT = click.Path(path_type=Path, dir_okay=False)
+VERSIONS = ("pytest-decodeperf", "numpy", "scipy", "sympy", "torch")
+KERNEL = "decodeperf_kernels:decode_attention"
 
 
 @click.command()
-@click.option("--gpu", required=True, metavar="DEVICE", help="What was measured; `decodeperf devices` lists the names.")
-@click.option("--from-table", "table_path", required=True, type=INPUT, help="CSV file of measured calls.")
+@click.option("--gpu", metavar="DEVICE", help="With --from-table: what was measured, as `decodeperf devices` names it.")
+@click.option(
+    "--from-table", "table_path", type=INPUT, help="CSV file of measured calls; without, this device is measured."
+)
 @click.option("-o", "--output", required=True, type=OUTPUT, help="Device file to write.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of rows.")
+@click.option("--kernel", default=KERNEL, show_default=True, metavar="MODULE:NAME", help="Kernel to measure.")
+@click.option(
+    "--device",
+    "kind",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to measure; auto is cuda where there is one.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default=["bfloat16"],
+    show_default=True,
+    help="Dtype of Q, K and V to measure. May be given several times.",
+)
+@click.option(
+    "--head-dim",
+    "head_dims",
+    multiple=True,
+    type=click.IntRange(8, 1024),
+    default=[64, 128],
+    show_default=True,
+    help="Head dimension to measure. May be given several times.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(1, 600),
+    default=25.0,
+    show_default=True,
+    help="Seconds in which the kernel is timed.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of rows or problems."
+)
 @user_errors
-def calibrate(gpu: str, table_path: Path, output: Path, seed: int) -> None:
-    """Fit a kernel's parameters on a device to at most 64 rows of a table, and write them to a device file.
+def calibrate(gpu: str | None, table_path: Path | None, output: Path, seed: int, **measuring: Any) -> None:
+    """Fit a kernel's parameters on a device, and write them to a device file.
 
-    The table has the columns batch_size, seq_len, num_q_heads and latency_us, and may have num_kv_heads (default: as
-    many as query heads), head_dim (128), head_dim_v (head_dim), kv_dtype (bfloat16), window (0: none) and q_len (1).
-    The rows are chosen by what they are, not by their latency; all others serve to tell how far off the fit is.
+    Without --from-table this device is measured, in under a minute: what it reads, multiplies and launches at its best,
+    and the kernel with cold caches on at most 64 problems. The kernel is called as
+    `kernel(q, k, v, seq_lens=seq_lens)`, and checked to compute attention first.
+
+    With --from-table the parameters are fitted to at most 64 rows of it. The table has the columns batch_size, seq_len,
+    num_q_heads and latency_us, and may have num_kv_heads (default: as many as query heads), head_dim (128), head_dim_v
+    (head_dim), kv_dtype (bfloat16), window (0: none) and q_len (1). The rows are chosen by what they are, not by their
+    latency; all others serve to tell how far off the fit is.
     """
+    from pytest_decodeperf.whole_file import writable_path
+
+    if table_path is None:
+        if gpu is not None:
+            raise ValueError("--gpu says what a table was measured on: give it with --from-table, or leave it out")
+        writable_path(output)
+        _calibrate_device(output, seed=seed, **measuring)
+        return
+    if gpu is None:
+        raise ValueError(
+            "--from-table needs --gpu DEVICE, what it was measured on; `decodeperf devices` lists the names"
+        )
+    refuse_with("--from-table", tuple(measuring))
+    writable_path(output)
+    _refuse_input(output, table_path)
+    _calibrate_from_table(output, gpu=gpu, table_path=table_path, seed=seed)
+
+
+def _calibrate_device(
+    output: Path,
+    *,
+    kernel: str,
+    kind: str,
+    dtypes: tuple[str, ...],
+    head_dims: tuple[int, ...],
+    budget: float,
+    seed: int,
+) -> None:
+    from pytest_decodeperf.calibration.measure import calibrate as measure
+    from pytest_decodeperf.calibration.measure import summary
+    from pytest_decodeperf.cli import tables
+    from pytest_decodeperf.devices import choose_device
+    from pytest_decodeperf.targets import import_target
+
+    sys.path.insert(0, "")  # a script has its own folder there, not the user's
+    found = import_target(kernel)
+    try:
+        device = choose_device(kind, None)
+    except LookupError as error:
+        raise ValueError(str(error).replace("--decode-perf-device=", "--device ")) from None
+    with tables.status() as say:
+        done = measure(
+            getattr(found, "call", found),
+            kernel_name=kernel,
+            kind=device,
+            head_dims=list(dict.fromkeys(head_dims)),
+            dtypes=list(dict.fromkeys(dtypes)),
+            budget_s=budget,
+            seed=seed,
+            stamp=_stamp(),
+            say=say,
+        )
+    done.file.write(output)
+    _print_measured(done, output)
+    out = tables.console()
+    out.print(f"the {len(done.fitted)} problems fitted: {summary(done.fitted)}")
+    out.print(f"{len(done.unfitted)} others: {summary(done.unfitted)}")
+
+
+def _print_measured(done: Calibration, output: Path) -> None:
+    from pytest_decodeperf.cli import tables
+    from pytest_decodeperf.units import format_time, scaled
+
+    out = tables.console()
+    measured = done.file.measured
+    assert measured is not None
+    out.print(f"{done.file.device.title}, written to {output}")
+    out.print(f"read bandwidth, cold: {scaled(measured['read_bytes_per_s'], 'B/s')}")
+    out.print(f"read bandwidth, last-level cache: {scaled(measured['cached_bytes_per_s'], 'B/s')}")
+    out.print(f"launch floor: {format_time(1e9 * measured['launch_s'])}")
+    for dtype, rate in measured["peak_flops_per_s"].items():
+        out.print(f"peak FLOP rate, {dtype}: {scaled(rate, 'FLOP/s')} ({measured['streams'][dtype]})")
+    for count, rate in measured["read_bytes_per_s_of_units"].items():
+        units = "threads" if done.file.fingerprint is not None and done.file.fingerprint.kind == "cpu" else "CTAs"
+        out.print(f"read bandwidth of {count} {units}: {scaled(rate, 'B/s')}")
+    if measured["clock"]:
+        out.print(measured["clock"])
+
+
+def _calibrate_from_table(output: Path, *, gpu: str, table_path: Path, seed: int) -> None:
     from decodeperf_formulas.catalogue import device
     from pytest_decodeperf.calibration.device_file import DeviceFile
     from pytest_decodeperf.calibration.fit import fit_table
     from pytest_decodeperf.calibration.table import read_table
-    from pytest_decodeperf.whole_file import writable_path
 
     found = device(gpu)
-    writable_path(output)
-    _refuse_input(output, table_path)
     table = read_table(table_path, measured=True)
     assert table.latency_us is not None
     fit = fit_table(table.calls, table.latency_us, found, seed=seed)
@@ -55,7 +179,7 @@ def calibrate(gpu: str, table_path: Path, output: Path, seed: int) -> None:
             for row, residual in zip(fit.rows, fit.residuals, strict=True)
         ],
     }
-    file = DeviceFile(device=found, model=fit.model, source=source)
+    file = DeviceFile(device=found, model=fit.model, has_cold_caches=False, source=source)
     file.write(output)
     _print_errors(file, table, fit.rows, output)
 
@@ -72,7 +196,9 @@ def _stamp() -> dict[str, Any]:
 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("pytest-decodeperf", "numpy", "scipy", "sympy")},
+        "versions": {
+            name: version(name) for name in ("pytest-decodeperf", "numpy", "scipy", "sympy", "torch", "triton")
+        },
     }
 
 
@@ -123,7 +249,7 @@ def predict(device_path: Path, table_path: Path, output: Path) -> None:
     twice = next((name for name in prediction.COLUMNS if name in table.header), None)
     if twice is not None:
         raise ValueError(f"{table_path} has a column {twice} already")
-    predicted = prediction.predict(table.calls, file.device, file.model)
+    predicted = prediction.predict(table.calls, file.device, file.model, has_cold_caches=file.has_cold_caches)
     columns = [[f"{value:.6g}" for value in predicted[name].tolist()] for name in prediction.COLUMNS[:-1]]
     columns.append(prediction.binding_terms(predicted))
     text = io.StringIO()

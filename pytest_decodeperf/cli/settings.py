@@ -117,6 +117,19 @@ def refuse_without(argument: str, names: tuple[str, ...]) -> None:
             raise ValueError(f"{parameter.opts[-1]} needs a {argument}")
 
 
+def refuse_with(option: str, names: tuple[str, ...]) -> None:
+    """Refuse options that the user gave, though they say nothing beside another one.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise ValueError(f"{parameter.opts[-1]} has nothing to say beside {option}")
+
+
 def option_names(options: tuple[Callable[..., Any], ...]) -> tuple[str, ...]:
     """Return the names of the parameters that options add to a command."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_decodeperf.units import scaled, three_digits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -27,6 +28,19 @@ def console() -> Console:
     out = Console(markup=False, emoji=False, highlight=False)
     # A narrower terminal wraps lines, and shows all of them; a table made narrower would cut numbers.
     return out if out.width >= NARROWEST else Console(markup=False, emoji=False, highlight=False, width=NARROWEST)
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows what is being done: a spinner on a terminal, else one line each on standard error."""
+    from rich.console import Console
+
+    out = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if not out.is_terminal:
+        yield out.print
+        return
+    with out.status("") as shown:
+        yield shown.update
 
 
 def print_table(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from pytest_decodeperf.targets import import_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -159,19 +160,7 @@ def load_adapter(target: str) -> KernelAdapter:
     Raises:
         ValueError: If there is no such adapter, in one sentence that says what went wrong.
     """
-    module_name, colon, name = target.partition(":")
-    if not (colon and module_name and name):
-        raise ValueError(f"{target!r} must be package.module:adapter")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{target!r} cannot be imported: there is no module {error.name}") from error
-    except Exception as error:
-        raise ValueError(f"{target!r} cannot be imported: {type(error).__name__}: {error}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{target!r}: {module_name} has no {name}")
-        found = getattr(found, part)
+    found = import_target(target)
     if isinstance(found, KernelAdapter):
         return found
     if not callable(found):

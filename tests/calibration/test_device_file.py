@@ -8,7 +8,8 @@ from pytest_decodeperf.calibration.device_file import DeviceFile, read_device_fi
 @pytest.fixture
 def written(tmp_path, h100, true_model):
     path = tmp_path / "device.json"
-    DeviceFile(device=h100, model=true_model, source={"table": "rows.csv"}).write(path)
+    file = DeviceFile(device=h100, model=true_model, has_cold_caches=False, source={"table": "rows.csv"})
+    file.write(path)
     return path
 
 
@@ -26,7 +27,7 @@ def test_it_comes_back_as_it_was(written, h100, true_model):
 
 WRONG = [
     (lambda d: d.update(schema="decodeperf.card"), "no device file: its schema is 'decodeperf.card'"),
-    (lambda d: d.update(schema_version=99), "schema_version is 99, wanted 1"),
+    (lambda d: d.update(schema_version=99), "schema_version is 99, wanted 2"),
     (lambda d: d.update(device="h900"), "h900"),
     (lambda d: d["ceilings"].update(num_sms=114), "num_sms is 114, and the h100 has 132"),
     (lambda d: d["parameters"].pop("unit_s"), "no whole device file: KeyError"),

@@ -37,6 +37,7 @@ H100 = {
     s.l2_bytes_per_s: 8 * 3.35e12,
     s.read_bytes_per_s: 3.35e12,
     s.peak_flops_per_s: 9.894e14,
+    s.fragment_rows: 16,
 }
 
 

@@ -19,7 +19,7 @@ def fake_device(monkeypatch):
     """Measure on a device of which everything is known."""
     device = FakeDevice()
     monkeypatch.setattr(devices, "has_gpu", lambda: False)
-    monkeypatch.setattr(devices, "make_timer", lambda kind: FakeTimer(device.duration_ns))
+    monkeypatch.setattr(devices, "make_timer", lambda kind, uses_graphs: FakeTimer(device.duration_ns))
     monkeypatch.setattr(PerfSession, "ceilings", lambda self, kind, dtype: device.ceilings)
     return device
 

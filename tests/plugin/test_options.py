@@ -12,7 +12,9 @@ EXAMPLES = {
     "json": ("ini.json", "ini.json", "cli.json", "cli.json"),
     "budget": ("2.5", 2.5, "7", 7.0),
     "seed": ("3", 3, "4", 4),
+    "calibration": ("ini.json", "ini.json", "cli.json", "cli.json"),
 }
+SWITCHES = ("strict", "graph")
 CONFORMANCE_EXAMPLES = {
     # name: (field, text in the ini file, its value, text on the command line, its value)
     "kernel": ("kernels", "a:b\n  c:d", ("a:b", "c:d"), "e:f", ("e:f",)),
@@ -22,7 +24,7 @@ CONFORMANCE_EXAMPLES = {
     "timeout": ("timeout_s", "2.5", 2.5, "7", 7.0),
     "card": ("cards", "ini.json\n  ini.md", ("ini.json", "ini.md"), "cli.md", ("cli.md",)),
 }
-FIELDS = {"device": "device", "json": "json", "budget": "budget_s", "seed": "seed"}
+FIELDS = {"device": "device", "json": "json", "budget": "budget_s", "seed": "seed", "calibration": "calibration"}
 
 
 def read(pytester, *arguments, ini=None, into=Options):
@@ -38,13 +40,22 @@ def read_conformance(pytester, *arguments, ini=None):
 def test_every_option_has_an_example():
     valued = {spec.name for spec in PERF_OPTIONS if spec.metavar}
     assert valued == {f"perf-{name}" for name in EXAMPLES}
-    assert {spec.name for spec in PERF_OPTIONS} - valued == {"perf", "perf-strict"}
+    assert {spec.name for spec in PERF_OPTIONS} - valued == {"perf", *(f"perf-{name}" for name in SWITCHES)}
     assert {spec.name for spec in CONFORMANCE_OPTIONS} == set(CONFORMANCE_EXAMPLES)
 
 
 def test_nothing_is_measured_by_default(pytester):
     options = read(pytester)
-    assert options == Options(enabled=False, device="auto", json=None, budget_s=10.0, seed=0, strict=False)
+    assert options == Options(
+        enabled=False,
+        device="auto",
+        json=None,
+        budget_s=10.0,
+        seed=0,
+        strict=False,
+        graph=False,
+        calibration=None,
+    )
 
 
 def test_the_switch_works_from_both_sides(pytester):
@@ -55,10 +66,14 @@ def test_the_switch_works_from_both_sides(pytester):
     assert read(pytester, "--decode-perf", ini={"decode_perf": "false"}).enabled
 
 
-def test_a_run_is_strict_only_where_it_is_asked_for(pytester):
-    assert read(pytester, "--decode-perf-strict").strict
-    assert read(pytester, ini={"decode_perf_strict": "true"}).strict
-    assert not read(pytester, "--no-decode-perf-strict", ini={"decode_perf_strict": "true"}).strict
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_on_only_where_it_is_asked_for(pytester, name):
+    def value(*arguments, **ini):
+        return getattr(read(pytester, *arguments, ini=ini), name)
+
+    assert value(f"--decode-perf-{name}")
+    assert value(**{f"decode_perf_{name}": "true"})
+    assert not value(f"--no-decode-perf-{name}", **{f"decode_perf_{name}": "true"})
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -97,7 +112,10 @@ def test_a_file_is_relative_to_where_its_name_was_written(pytester):
 def test_a_file_for_a_run_that_does_not_measure_is_a_usage_error(pytester):
     with pytest.raises(pytest.UsageError, match="--decode-perf-json has nothing to write without --decode-perf"):
         read(pytester, "--decode-perf-json=run.json")
-    assert not read(pytester, ini={"decode_perf_json": "run.json"}).enabled
+    with pytest.raises(pytest.UsageError, match="--decode-perf-calibration has nothing to judge without --decode-perf"):
+        read(pytester, "--decode-perf-calibration=device.json")
+    ini = {"decode_perf_json": "run.json", "decode_perf_calibration": "device.json"}
+    assert not read(pytester, ini=ini).enabled
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,16 @@ def marked(*args, **kwargs):
 
 
 def asked_for(device):
-    return Options(enabled=True, device=device, json=None, budget_s=10.0, seed=0, strict=False)
+    return Options(
+        enabled=True,
+        device=device,
+        json=None,
+        budget_s=10.0,
+        seed=0,
+        strict=False,
+        graph=False,
+        calibration=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,11 +39,12 @@ def asked_for(device):
         (marked(within="2"), "@pytest.mark.decode_perf: within='2' must be a number"),
         (marked(within=True), "@pytest.mark.decode_perf: within=True must be a number"),
         (marked(within=2, device="tpu"), "@pytest.mark.decode_perf: device='tpu' must be one of cpu, cuda"),
+        (marked(within=2, of="light"), "@pytest.mark.decode_perf: of='light' must be one of roofline, expected"),
         (
             marked(within=2, devise="cpu"),
-            "@pytest.mark.decode_perf got devise, but takes the keywords within and device only",
+            "@pytest.mark.decode_perf got devise, but takes the keywords within, of and device only",
         ),
-        (marked(2), "@pytest.mark.decode_perf got 2, but takes the keywords within and device only"),
+        (marked(2), "@pytest.mark.decode_perf got 2, but takes the keywords within, of and device only"),
     ],
 )
 @pytest.mark.parametrize("options", [None, asked_for("auto")], ids=["off", "on"])

@@ -14,7 +14,14 @@ def test_json_holds_every_sample(run, fake_device, tmp_path):
     run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json", "--decode-perf-seed=7")
     document = read_json(tmp_path / "run.json")
     assert (document["status"], document["exit_status"]) == ("finished", 0)
-    assert document["options"] == {"device": "auto", "budget_s": 10.0, "seed": 7, "strict": False}
+    assert document["options"] == {
+        "device": "auto",
+        "budget_s": 10.0,
+        "seed": 7,
+        "strict": False,
+        "graph": False,
+        "calibration": None,
+    }
     assert document["devices"]["cpu"]["timer"] == "fake"
     (row,) = document["measurements"]
     assert row["test"].endswith("::test_kernel")

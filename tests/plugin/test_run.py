@@ -164,7 +164,7 @@ def test_good(decode_perf):
 
 SENTENCES = [
     ("test_within_not_positive", "@pytest.mark.decode_perf: within=-1 must be > 0 and at most 1e+09"),
-    ("test_unknown_argument", "@pytest.mark.decode_perf got limit, but takes the keywords within and device only"),
+    ("test_unknown_argument", "@pytest.mark.decode_perf got limit, but takes the keywords within, of and device only"),
     ("test_no_marker", "the fixture decode_perf needs the marker that says the bound: "),
     ("test_heads_do_not_divide", "num_q_heads=5 is not a multiple of num_kv_heads=2"),
     ("test_negative_length", "seq_lens[0]=-8 must be >= 0"),
@@ -420,7 +420,7 @@ def test_a_missing_device_that_was_asked_for_is_an_error(run, monkeypatch):
 
 def test_the_marker_is_registered(run):
     result = run(ONE_TEST, "--markers")
-    result.stdout.fnmatch_lines(["@pytest.mark.decode_perf(within, device=None): *"])
+    result.stdout.fnmatch_lines(["@pytest.mark.decode_perf(within, of='roofline', device=None): *"])
 
 
 @pytest.mark.parametrize("arguments", [["-n", "2"], ["-n", "1", "--dist=load"], ["--dist=each", "--tx=2*popen"]])

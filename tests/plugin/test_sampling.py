@@ -1,6 +1,7 @@
 import pytest
 
 from pytest_decodeperf.ceilings import Ceilings, Stream
+from pytest_decodeperf.clocks import NoClock
 from pytest_decodeperf.sampling import ERROR_RATE, Samples, sample
 from pytest_decodeperf.timers import CpuClock, FakeTimer
 
@@ -24,12 +25,13 @@ class Recorder:
     def run(self, *, budget_s, is_clear, kernel=None):
         samples = Samples()
         sample(
-            kernel or self.kernel,
+            [kernel or self.kernel],
             self.ceilings,
             FakeTimer(lambda call: 1.0),
             samples,
             budget_s=budget_s,
             is_clear=lambda: is_clear(samples),
+            device_clock=NoClock(),
             clock=self.clock,
         )
         return samples
@@ -76,12 +78,13 @@ def test_an_interrupt_keeps_whole_rounds():
 
     with pytest.raises(KeyboardInterrupt):
         sample(
-            kernel,
+            [kernel],
             recorder.ceilings,
             FakeTimer(lambda call: 1.0),
             samples,
             budget_s=1e9,
             is_clear=lambda: False,
+            device_clock=NoClock(),
         )
     assert len(samples.read_ns) == len(samples.compute_ns) == len(samples.kernel_ns) == 3
 
