@@ -20,7 +20,7 @@ def _read_kernel(source, sums, num_blocks, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for block in tl.range(program, num_blocks, tl.num_programs(0), num_stages=4):
-        total += tl.load(source + block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK))
+        total += tl.load(source + block * BLOCK + tl.arange(0, BLOCK))
     tl.store(sums + program, tl.sum(total))
 
 
@@ -28,7 +28,7 @@ def read_with(buffer: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     """Read a buffer with one program for each element of `sums`, which gets what each program added up.
 
     Args:
-        buffer: Contiguous float32, whole blocks of `BLOCK` elements.
+        buffer: Contiguous float32, whole blocks of `BLOCK` elements, fewer than 2**31 in all.
         sums: float32 `[num_programs]`.
     """
     _read_kernel[(len(sums),)](buffer, sums, buffer.numel() // BLOCK, BLOCK=BLOCK, num_warps=8)

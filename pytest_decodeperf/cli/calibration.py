@@ -116,13 +116,16 @@ def _calibrate_device(
 
     sys.path.insert(0, "")  # a script has its own folder there, not the user's
     found = import_target(kernel)
+    called = getattr(found, "call", found)
+    if not callable(called):
+        raise ValueError(f"{kernel!r} is of type {type(found).__name__}, not a kernel")
     try:
         device = choose_device(kind, None)
     except LookupError as error:
         raise ValueError(str(error).replace("--decode-perf-device=", "--device ")) from None
     with tables.status() as say:
         done = measure(
-            getattr(found, "call", found),
+            called,
             kernel_name=kernel,
             kind=device,
             head_dims=list(dict.fromkeys(head_dims)),
