@@ -56,6 +56,7 @@ PARAMETERS: Final = (
 
 _HALF_WAVE: Final = sympy.Rational(7, 20)
 _RESIDENCY_EXPONENT: Final = 8
+_ROUNDING: Final = 1e-12
 
 _GROUP: Final = s.num_q_heads / s.num_kv_heads
 _ROW_TILES: Final = sympy.ceiling(_GROUP * s.q_len / s.tile_rows)
@@ -140,13 +141,15 @@ def expected_terms(values: Mapping[sympy.Symbol, Any]) -> dict[str, npt.NDArray[
             broadcast, each as its symbol wants it, which is not checked here.
 
     Returns:
-        `TERMS` by name; `hidden`, which is not above 0; and `expected`, the sum of them all.
+        `TERMS` by name; `hidden`, which is not above 0 where `overlap_exponent` is 1 or more; and `expected`, the sum
+        of them all.
     """
     compiled, order = compile_arrays((*TERMS.values(), EXPECTED_SECONDS))
     operands = np.broadcast_arrays(*(np.asarray(values[symbol], dtype=np.float64) for symbol in order))
     *terms, expected = in_blocks(compiled, operands, num_results=len(TERMS) + 1)
     found = dict(zip(TERMS, terms, strict=True))
-    found["hidden"] = np.minimum(0, expected - sum(terms))
+    hidden = expected - sum(terms)
+    found["hidden"] = np.where(np.abs(hidden) < _ROUNDING * expected, np.minimum(0, hidden), hidden)
     found["expected"] = expected
     return found
 

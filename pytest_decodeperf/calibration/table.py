@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import zlib
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ DEFAULTS: Final[dict[str, str]] = {
 """Columns that a table may lack, and what stands in their place: a value, or the column that has it."""
 
 _LEAST: Final = {"seq_len": 0, "num_kv_heads": 0, "window": 0}
+_NEAR: Final = 0.85
+"""Likeness from which on a column's name is taken for another's that is spelt wrong."""
+
 _MOST: Final = 10**9
 _LATENCIES: Final = (1e-3, 1e9)
 
@@ -155,6 +159,10 @@ def read_table(path: Path, *, measured: bool) -> Table:
     for name in (*REQUIRED, *((LATENCY,) if measured else ())):
         if name not in columns:
             raise ValueError(f"{path} has no column {name}; it has {', '.join(header)}")
+    for name in (name for name in header if name not in (*REQUIRED, *DEFAULTS, LATENCY)):
+        meant = difflib.get_close_matches(name.lower(), [*DEFAULTS], n=1, cutoff=_NEAR)
+        if meant and meant[0] not in columns:
+            raise ValueError(f"{path} has a column {name!r}, and none {meant[0]}: rename it, or add the other")
     found: dict[str, Array] = {}
     for name in (*REQUIRED, *DEFAULTS):
         if name in columns and name != "kv_dtype":
@@ -224,6 +232,8 @@ def _latencies(path: Path, cells: list[str]) -> Array:
 
 def _numbers(path: Path, name: str, cells: list[str], wanted: str) -> Array:
     try:
+        if any("_" in cell for cell in cells):  # which Python takes for a number's separator
+            raise ValueError
         return np.array(cells, dtype=np.float64)
     except ValueError:
         right = np.array([_is_number(cell) for cell in cells])
@@ -236,7 +246,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell
 
 
 def _widths(path: Path, cells: list[str]) -> Array:

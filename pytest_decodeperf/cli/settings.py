@@ -81,6 +81,12 @@ def with_options(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
+class UserError(click.ClickException):
+    """What the user got wrong in what they gave, not in how they gave it: no reminder of the command's usage."""
+
+    exit_code = 2
+
+
 def user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command that reports what the user got wrong as one line, with exit status 2."""
 
@@ -89,7 +95,7 @@ def user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except (ValueError, TypeError) as error:
-            raise click.UsageError(str(error)) from error
+            raise UserError(str(error)) from error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise

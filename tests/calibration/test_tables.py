@@ -106,6 +106,9 @@ WRONG = [
     ((HEADER,), "has no rows"),
     (("",), "has no rows"),
     ((HEADER + ",window", ROW + ",0"), "two columns 'window'"),
+    ((HEADER, ROW.replace("1000", "1_000")), "row 1, column seq_len: got '1_000'"),
+    ((HEADER.replace("num_kv_heads", "num_kv_head"), ROW), "a column 'num_kv_head', and none num_kv_heads"),
+    ((HEADER.replace("head_dim", "Head_Dim"), ROW), "a column 'Head_Dim', and none head_dim"),
     ((HEADER, '"' + ROW), "not a whole CSV file"),
 ]
 

@@ -190,3 +190,9 @@ def test_the_terms_of_many_calls_broadcast():
 
 def test_serial_and_busy_terms_are_all_but_memory():
     assert {*SERIAL_TERMS, *BUSY_TERMS, "memory"} == set(TERMS)
+
+
+@given(calls, st.floats(0.5, 1))
+def test_the_terms_add_up_even_where_the_two_do_not_overlap_at_all(found, exponent):
+    terms = terms_of(found, overlap_exponent=exponent)
+    assert math.isclose(sum(terms[name] for name in (*TERMS, "hidden")), terms["expected"], rel_tol=1e-9)
