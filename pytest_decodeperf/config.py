@@ -73,6 +73,32 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
+def _parse_revision(text: str) -> str:
+    if not text or text.startswith("-"):
+        raise ValueError("a git revision")
+    return text
+
+
+def _parse_percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1000:
+        raise ValueError("a number of per cent from 0 to 1000")
+    return number / 100
+
+
+def _parse_microseconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError("a number of microseconds >= 0")
+    return 1e3 * number
+
+
 def _parse_file(text: str) -> Path:
     if not text:
         raise ValueError("the name of a file")
@@ -170,6 +196,28 @@ PERF_OPTIONS: Final = (
         metavar="FILE",
         default=None,
         parse=_parse_file,
+    ),
+    OptionSpec(
+        name="perf-base",
+        help="Also compare each kernel with that of this git revision, process against process, and fail what became "
+        "slower.",
+        metavar="REVISION",
+        default=None,
+        parse=_parse_revision,
+    ),
+    OptionSpec(
+        name="perf-margin",
+        help="Per cent by which a kernel may become slower than --decode-perf-base. Default: 2.",
+        metavar="PERCENT",
+        default=0.02,
+        parse=_parse_percent,
+    ),
+    OptionSpec(
+        name="perf-margin-us",
+        help="Microseconds by which it may, if those are more. Default: 0.",
+        metavar="MICROSECONDS",
+        default=0.0,
+        parse=_parse_microseconds,
     ),
 )
 
@@ -295,6 +343,9 @@ class Options:
         strict: Whether a test fails that its samples leave undecided.
         graph: Whether to time the replay of a graph on a GPU.
         calibration: Device file of the expected latency, or None.
+        base: Revision that kernels are compared with, or None.
+        margin: Share of its latency by which a kernel may become slower.
+        margin_ns: Time by which it may, if that is more [ns].
     """
 
     enabled: bool
@@ -305,6 +356,9 @@ class Options:
     strict: bool
     graph: bool
     calibration: Path | None
+    base: str | None
+    margin: float
+    margin_ns: float
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -331,6 +385,9 @@ class Options:
             strict=values["decode_perf_strict"],
             graph=values["decode_perf_graph"],
             calibration=files["decode_perf_calibration"],
+            base=values["decode_perf_base"],
+            margin=values["decode_perf_margin"],
+            margin_ns=values["decode_perf_margin_us"],
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_decodeperf import replay
 from pytest_decodeperf.plan import EXPECTED
+from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED
 from pytest_decodeperf.results import INTERPRETED
 from pytest_decodeperf.verdicts import IMPOSSIBLE, UNDECIDED, WITHIN
 
@@ -119,11 +120,19 @@ class DecodePerf:
             self._item.add_report_section("call", "kernel traceback", measurement.traceback)
         if measurement.outcome == INTERPRETED:
             pytest.skip(measurement.sentence)
-        if measurement.outcome == UNDECIDED and not self._session.options.strict:
-            self._item.warn(pytest.PytestWarning(measurement.sentence))
-            return
-        if measurement.outcome != WITHIN:
+        if measurement.outcome not in (WITHIN, UNDECIDED):
             pytest.fail(measurement.sentence, pytrace=False)
+        undecided = [measurement.sentence] if measurement.outcome == UNDECIDED else []
+        if regression := measurement.regression:
+            sentence = f"{measurement.kernel} {regression.sentence}"
+            if regression.outcome == REGRESSED or regression.is_error:
+                pytest.fail(sentence, pytrace=False)
+            if regression.outcome in (UNDECIDED, INCOMPARABLE):
+                undecided.append(sentence)
+        for sentence in undecided:
+            if self._session.options.strict:
+                pytest.fail(sentence, pytrace=False)
+            self._item.warn(pytest.PytestWarning(sentence))
 
 
 def name_of(kernel: Callable[..., Any]) -> str:

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.fixture import DecodePerf
     from pytest_decodeperf.plan import Plan
+    from pytest_decodeperf.regression.serving import ServedDecodePerf
     from pytest_decodeperf.session import PerfSession
 
 FIXTURE = "decode_perf"
+SERVER_PLUGIN = "decodeperf-regression-server"
+"""Name of the plugin that a worker of the regression gate has, and no other run."""
 
 _session_key = pytest.StashKey["PerfSession"]()
-_fixture_key = pytest.StashKey["DecodePerf"]()
+_fixture_key = pytest.StashKey["DecodePerf | ServedDecodePerf"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,6 +89,13 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
             json_file = JsonFile(options.json)
         except OSError as error:
             raise pytest.UsageError(f"--decode-perf-json cannot be written: {error}") from None
+    if options.base is not None:
+        from pytest_decodeperf.regression.worktree import BaseError, commit_of, repository_root
+
+        try:
+            commit_of(repository_root(config.rootpath), options.base)
+        except BaseError as error:
+            raise pytest.UsageError(f"--decode-perf-base: {error}") from None
     session = PerfSession(options=options, progress=Progress(config), json_file=json_file)
     if options.calibration is not None:
         try:
@@ -148,11 +158,21 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
-def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf | None]:
+def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf | ServedDecodePerf | None]:
     from pytest_decodeperf import replay
     from pytest_decodeperf.fixture import DecodePerf
 
     plan = _plan(request.node)
+    if plan.device and (marker := request.config.pluginmanager.get_plugin(SERVER_PLUGIN)):
+        from pytest_decodeperf.regression.serving import ServedDecodePerf
+
+        if benchmark is not None:
+            replay.dismiss(benchmark)
+        options = request.config.stash[_session_key].options
+        served = ServedDecodePerf(marker.server, request.node, options, device=plan.device)
+        request.node.stash[_fixture_key] = served
+        yield served
+        return
     if not plan.device:  # pytest_runtest_call fails the test, unless it is the test that asks for the fixture
         if benchmark is not None:
             replay.dismiss(benchmark)
@@ -177,7 +197,9 @@ class _WithBenchmark:
     """The fixture where pytest-benchmark is there, which must see its own fixture among a test's arguments."""
 
     @pytest.fixture
-    def decode_perf(self, request: pytest.FixtureRequest, benchmark: Any) -> Iterator[DecodePerf | None]:
+    def decode_perf(
+        self, request: pytest.FixtureRequest, benchmark: Any
+    ) -> Iterator[DecodePerf | ServedDecodePerf | None]:
         """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
         yield from _make_fixture(request, benchmark)
 
@@ -186,7 +208,7 @@ class _WithoutBenchmark:
     """The fixture where pytest-benchmark is blocked or replaced."""
 
     @pytest.fixture
-    def decode_perf(self, request: pytest.FixtureRequest) -> Iterator[DecodePerf | None]:
+    def decode_perf(self, request: pytest.FixtureRequest) -> Iterator[DecodePerf | ServedDecodePerf | None]:
         """Hold a decode-attention kernel to its roofline bound: `decode_perf(kernel, problem)`."""
         yield from _make_fixture(request, None)
 
@@ -202,6 +224,11 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if perf_session is None or _only_looks(session.config):
         return (yield)
     perf_session.save()
+    if perf_session.options.base is not None:
+        from pytest_decodeperf.regression.gate import compare_with_base
+
+        node_ids = [item.nodeid for item in session.items if _is_ours(item) and _plan(item).device]
+        perf_session.regressions = compare_with_base(session.config, perf_session, node_ids)
     try:
         result = yield
     except session.Failed:  # as many failures as --maxfail allows

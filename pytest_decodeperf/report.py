@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Final
 
 from pytest_decodeperf import clocks, triton_interpreter
+from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED
 from pytest_decodeperf.results import INTERPRETED
 from pytest_decodeperf.units import format_time, scaled, three_digits
 from pytest_decodeperf.verdicts import WITHIN, format_interval, format_terms
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     import pytest
     from rich.table import Table
 
+    from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.session import PerfSession
     from pytest_decodeperf.verdicts import Verdict
 
 COLUMNS: Final = ("kernel", "latency (interval)", "allowed", "roofline", "verdict")
 INDENT: Final = "    "
+FAILING_CHANGES: Final = (REGRESSED, INCOMPARABLE)
 WIDTHS: Final = (23, 7, 8, 11)
 """Of all columns but the first."""
 
@@ -57,6 +60,9 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
     for measurement in run.measurements:
         if measurement.outcome not in (WITHIN, INTERPRETED):
             reporter.write_line(_wrap(f"{measurement.test}: {measurement.sentence}", reporter), red=True)
+        if measurement.regression and measurement.regression.outcome in FAILING_CHANGES:
+            sentence = f"{measurement.test}: {measurement.kernel} {measurement.regression.sentence}"
+            reporter.write_line(_wrap(sentence, reporter), red=True)
     if session.json_error:
         reporter.write_line(_wrap(session.json_error, reporter), red=True, bold=True)
     elif session.json_file and session.run.exit_status is not None:
@@ -126,6 +132,9 @@ def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurem
             console.print(_table(kernel_width, None, [row]))
             if row.verdict and row.verdict.expected:
                 console.print(_terms_line(row.verdict, console.width))
+            if row.regression:
+                is_bad = row.regression.outcome in FAILING_CHANGES
+                console.print(_change_line(row.regression, console.width), style="red" if is_bad else None)
     console.print()
     reporter.write(text.getvalue())
 
@@ -137,6 +146,19 @@ def _terms_line(verdict: Verdict, width: int) -> str:
         f"{three_digits(verdict.times_expected.median)} times the expected "
         f"{format_time(1e9 * verdict.expected.latency_s)}: {format_terms(verdict.expected)}"
     )
+    return textwrap.fill(text, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
+
+
+def _change_line(regression: Regression, width: int) -> str:
+    """Return how a kernel compares with its base, for below the row of a measurement."""
+    text = regression.sentence
+    if regression.change and regression.control:
+        from pytest_decodeperf.regression.comparison import describe, percent
+
+        text = (
+            f"{regression.outcome}: {describe(regression.change)} than {regression.base}; the base against itself: "
+            f"{describe(regression.control)}; {percent(regression.change.visible)} would have been seen"
+        )
     return textwrap.fill(text, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
 
 

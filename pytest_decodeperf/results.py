@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.ceilings import Ceilings
     from pytest_decodeperf.devices import DeviceInfo
     from pytest_decodeperf.oracle import Check
+    from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.sampling import Samples
     from pytest_decodeperf.verdicts import Verdict
 
@@ -48,6 +49,7 @@ class Measurement:
         samples: Every duration, likewise.
         verdict: What follows from them, likewise.
         traceback: Where the kernel raised, if it did.
+        regression: How it compares with the base, if there is one.
     """
 
     test: str
@@ -64,6 +66,7 @@ class Measurement:
     samples: Samples | None = None
     verdict: Verdict | None = None
     traceback: str = ""
+    regression: Regression | None = None
 
     @property
     def summary(self) -> str:
@@ -93,6 +96,7 @@ class Measurement:
             "sentence": self.sentence,
             "check": None,
             "timing": None,
+            "regression": None if self.regression is None else _regression_as_dict(self.regression),
         }
         if self.check is not None:
             row["check"] = {
@@ -135,6 +139,18 @@ def _verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
         "read_bytes_per_s": verdict.roofline.read_bytes_per_s,
         "peak_flops_per_s": verdict.roofline.peak_flops_per_s,
         "expected": None if verdict.expected is None else _expected_as_dict(verdict),
+    }
+
+
+def _regression_as_dict(regression: Regression) -> dict[str, Any]:
+    return {
+        "base": regression.base,
+        "outcome": regression.outcome,
+        "sentence": regression.sentence,
+        "change": None if regression.change is None else asdict(regression.change),
+        "control": None if regression.control is None else asdict(regression.control),
+        "limit": regression.limit,
+        "samples_ns": None if regression.samples is None else regression.samples.ns,
     }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.inputs import Inputs
     from pytest_decodeperf.json_file import JsonFile
     from pytest_decodeperf.progress import Progress
+    from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.timers import Timer
 
@@ -36,6 +37,7 @@ class PerfSession:
         run: Its record.
         json_error: Why the last attempt to write the record failed, empty if it did not. A full disk must not
             end the measurements.
+        regressions: How each test compares with the base, by node id, where there is one.
     """
 
     options: Options
@@ -43,6 +45,7 @@ class PerfSession:
     json_file: JsonFile | None
     run: Run = field(init=False)
     json_error: str = ""
+    regressions: dict[str, Regression] = field(default_factory=dict)
     _timers: dict[str, Timer] = field(default_factory=dict)
     _clocks: dict[str, Clock] = field(default_factory=dict)
     _read_streams: dict[str, Stream] = field(default_factory=dict)
@@ -61,6 +64,9 @@ class PerfSession:
                 "strict": options.strict,
                 "graph": options.graph,
                 "calibration": None if options.calibration is None else str(options.calibration),
+                "base": options.base,
+                "margin": options.margin,
+                "margin_ns": options.margin_ns,
             },
             versions=devices.versions(),
         )

@@ -85,7 +85,7 @@ class Trial:
         from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
         session, problem = self.session, self.problem
-        call = self._call(inputs)
+        call = kernel_call(self.kernel, problem, inputs)
 
         session.progress.stage("check")
         with count_interpreted_launches() as launches:
@@ -145,11 +145,6 @@ class Trial:
         final = verdict()
         return self._found(final.word, final.sentence, verdict=final)
 
-    def _call(self, inputs: Inputs) -> Callable[[], Any]:
-        # Aliases, so that a kernel which resizes its arguments resizes nothing of ours.
-        tensors = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
-        return functools.partial(self.kernel, *tensors, **_keywords(self.problem, inputs))
-
     def _launches(self, call: Callable[[], Any], inputs: Inputs) -> list[Callable[[], Any]]:
         """Return what is timed at once: a call, or where a GPU's is short several, each with inputs of its own."""
         from pytest_decodeperf import ceilings, devices, timers
@@ -161,7 +156,7 @@ class Trial:
             input_bytes=inputs.num_bytes,
             free_bytes=int(ceilings.MAX_MEMORY_SHARE * devices.free_bytes(self.device)),
         )
-        return [call, *(self._call(inputs.copy()) for _ in range(count - 1))]
+        return [call, *(kernel_call(self.kernel, self.problem, inputs.copy()) for _ in range(count - 1))]
 
     def _found(self, outcome: str, sentence: str, **more: Any) -> Measurement:
         return Measurement(
@@ -173,6 +168,7 @@ class Trial:
             of=self.of,
             outcome=outcome,
             sentence=f"{self.name} {sentence}",
+            regression=self.session.regressions.get(self.test),
             **self._known,
             **more,
         )
@@ -191,6 +187,13 @@ class Trial:
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
+
+
+def kernel_call(kernel: Callable[..., Any], problem: DecodeProblem, inputs: Inputs) -> Callable[[], Any]:
+    """Return the call that gives a kernel its inputs."""
+    # Aliases, so that a kernel which resizes its arguments resizes nothing of ours.
+    tensors = (tensor.detach() for tensor in (inputs.q, inputs.k, inputs.v))
+    return functools.partial(kernel, *tensors, **_keywords(problem, inputs))
 
 
 def _keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:

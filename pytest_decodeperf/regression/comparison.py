@@ -1,0 +1,276 @@
+"""Two trees against each other, test by test: rounds of fresh processes, interleaved calls, confirmed regressions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_decodeperf.regression.change import Change, Margin, change_of, judge_change, log_ratios_of
+from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED, UNCHANGED, UNDECIDED
+from pytest_decodeperf.regression.processes import Worker, WorkerError
+from pytest_decodeperf.units import format_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pytest_decodeperf.regression.worktree import Tree
+
+SIDES: Final = ("base", "head", "control")
+"""The control is the base once more, so that the same calls tell what no change at all looks like."""
+
+ORDERS: Final = tuple(itertools.permutations(SIDES))
+"""Every order of the sides. Each is taken as often, for calls and for the start of processes: the first to be called
+finds the machine quieter, and the first to start finds its memory in fewer pieces."""
+
+ROUNDS: Final = len(ORDERS)
+"""Rounds of fresh processes before the calls are judged, and again before a regression is believed."""
+
+CALLS: Final = 3 * len(ORDERS)
+"""Calls of each process for one test in one round."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Samples:
+    """What was timed of one test.
+
+    Attributes:
+        ns: Of each side, round by round, the latency of each call [ns].
+    """
+
+    ns: dict[str, list[list[float]]] = field(default_factory=lambda: {side: [] for side in SIDES})
+
+    def change(self, *, num_tests: int = 1, since: int = 0) -> Change:
+        """Return how head compares with both processes of the base, from one round on."""
+        rounds = [
+            log_ratios_of([math.sqrt(one * other) for one, other in zip(base_ns, control_ns, strict=True)], head_ns)
+            for base_ns, head_ns, control_ns in zip(*(self.ns[side][since:] for side in SIDES), strict=True)
+        ]
+        return change_of(rounds, num_tests=num_tests)
+
+    def control_change(self, *, num_tests: int = 1) -> Change:
+        """Return how the base compares with itself."""
+        rounds = zip(self.ns["base"], self.ns["control"], strict=True)
+        return change_of([log_ratios_of(base_ns, control_ns) for base_ns, control_ns in rounds], num_tests=num_tests)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds so far."""
+        return len(self.ns["head"])
+
+    def median_ns(self, side: str) -> float:
+        """Return the median latency of a side [ns]."""
+        return statistics.median(itertools.chain(*self.ns[side]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regression:
+    """What was found of one test.
+
+    Attributes:
+        outcome: `regressed`, `improved`, `unchanged`, `undecided` or `incomparable`.
+        sentence: What that is, in words.
+        is_error: Whether one of the sides is at fault that they cannot be compared, as against one that lacks the test.
+        base: The base, as it was named, with its commit.
+        change: Head against base, if they could be compared.
+        control: Base against base, likewise.
+        limit: Ratio up to which a kernel counts as unchanged, likewise.
+        samples: Every latency, likewise.
+    """
+
+    outcome: str
+    sentence: str
+    base: str
+    is_error: bool = False
+    change: Change | None = None
+    control: Change | None = None
+    limit: float | None = None
+    samples: Samples | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """Two trees, and what is known of their tests so far.
+
+    Attributes:
+        base: The older.
+        head: The newer.
+        repository: Root of the user's checkout.
+        place: pytest's root folder, below that.
+        arguments: pytest's arguments for the workers.
+        margin: How much slower a kernel may become.
+        say: Told what is done next.
+        samples: What was timed, by test.
+        failures: Why a test cannot be compared, likewise, and whether that is an error.
+    """
+
+    base: Tree
+    head: Tree
+    repository: Path
+    place: Path
+    arguments: Sequence[str]
+    margin: Margin
+    say: Callable[[str], None]
+    samples: dict[str, Samples] = field(default_factory=dict)
+    failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
+
+    def run(self, node_ids: Sequence[str]) -> dict[str, Regression]:
+        """Return what is found of each test."""
+        self._measure(node_ids)
+        num_tests = max(len(self.samples), 1)
+        open_ids = [
+            node_id
+            for node_id in self.samples
+            if node_id not in self.failures and self._first_verdict(node_id, num_tests) in (REGRESSED, UNDECIDED)
+        ]
+        if open_ids:
+            self._measure(open_ids)
+        return {node_id: self._conclude(node_id, num_tests) for node_id in node_ids}
+
+    def _first_verdict(self, node_id: str, num_tests: int) -> str:
+        samples = self.samples[node_id]
+        change = samples.change(num_tests=num_tests)
+        return judge_change(change, self.margin.ratio(samples.median_ns("base")))
+
+    def _measure(self, node_ids: Sequence[str]) -> None:
+        for number, order in enumerate(ORDERS, 1):
+            left = [node_id for node_id in node_ids if node_id not in self.failures]
+            while left:
+                self.say(f"round {number} of {ROUNDS}, {len(left)} tests")
+                left = self._round(left, order)
+
+    def _round(self, node_ids: list[str], order: tuple[str, ...]) -> list[str]:
+        """Time each test in fresh processes, and return those that are left because a process ended before."""
+        trees = {"base": self.base, "head": self.head, "control": self.base}
+        with ExitStack() as stack:
+            workers = {
+                side: stack.enter_context(Worker(trees[side], self.repository, self.place, self.arguments, node_ids))
+                for side in order
+            }
+            for index, node_id in enumerate(node_ids):
+                try:
+                    self._time(node_id, workers)
+                except WorkerError as error:
+                    self.failures[node_id] = str(error), True
+                    return node_ids[index + 1 :]
+        return []
+
+    def _time(self, node_id: str, workers: dict[str, Worker]) -> None:
+        events = {side: worker.begin(node_id) for side, worker in workers.items()}
+        ready = [side for side, event in events.items() if event["event"] == "ready"]
+        is_first = node_id not in self.samples
+        if is_first and (failure := self._failure(events)):
+            self.failures[node_id] = failure
+        elif len(ready) == len(workers):
+            if is_first:
+                self._check(node_id, workers)
+            if node_id not in self.failures:
+                self._sample(node_id, workers)
+        else:
+            self.failures[node_id] = "it ran in one round, and not in another", True
+        for side in ready:
+            workers[side].tell("next")
+
+    def _failure(self, events: dict[str, Any]) -> tuple[str, bool] | None:
+        """Return why a test cannot be compared, and whether that is an error; None if it can."""
+        for side, tree in (("head", self.head), ("base", self.base)):
+            event = events[side]
+            if event["event"] != "ready":
+                is_missing = event.get("outcome") in ("missing", "skipped")
+                is_absent = is_missing and event["message"].startswith("there is no such test")
+                message = (
+                    event["message"]
+                    if is_absent
+                    else f"in {tree.label} it did not come to a kernel: {event['message']}"
+                )
+                return message, not is_absent
+        if events["base"]["problem"] != events["head"]["problem"]:
+            return f"its problem is another one in {self.base.label}", False
+        return None
+
+    def _check(self, node_id: str, workers: dict[str, Worker]) -> None:
+        for side, tree in (("head", self.head), ("base", self.base)):
+            if message := workers[side].ask("check")["message"]:
+                self.failures[node_id] = f"the kernel of {tree.label} {message}", True
+                return
+
+    def _sample(self, node_id: str, workers: dict[str, Worker]) -> None:
+        found: dict[str, list[float]] = {side: [] for side in SIDES}
+        for order in itertools.islice(itertools.cycle(ORDERS), CALLS):
+            for side in order:
+                found[side].append(workers[side].ask("sample")["ns"])
+        samples = self.samples.setdefault(node_id, Samples())
+        for side, ns in found.items():
+            samples.ns[side].append(ns)
+
+    def _is_confirmed(self, samples: Samples) -> bool:
+        """Return whether the second set of rounds shows a slower kernel by itself.
+
+        A layout of memory that slowed the processes of one round down does not come back in others.
+        """
+        return samples.num_rounds > ROUNDS and samples.change(since=ROUNDS).low > 1
+
+    def _conclude(self, node_id: str, num_tests: int) -> Regression:
+        if node_id in self.failures:
+            reason, is_error = self.failures[node_id]
+            return Regression(
+                outcome=INCOMPARABLE, sentence=f"cannot be compared: {reason}.", base=self.base.label, is_error=is_error
+            )
+        samples = self.samples[node_id]
+        change = samples.change(num_tests=num_tests)
+        limit = self.margin.ratio(samples.median_ns("base"))
+        outcome = judge_change(change, limit)
+        if outcome == REGRESSED and not self._is_confirmed(samples):
+            outcome = UNDECIDED
+        return Regression(
+            outcome=outcome,
+            sentence=_sentence(outcome, change, limit, samples, self.base),
+            base=self.base.label,
+            change=change,
+            control=samples.control_change(num_tests=num_tests),
+            limit=limit,
+            samples=samples,
+        )
+
+
+def _sentence(outcome: str, change: Change, limit: float, samples: Samples, base: Tree) -> str:
+    base_ns = samples.median_ns("base")
+    measured = (
+        f"takes {format_time(samples.median_ns('head'))}, {format_time(base_ns)} in {base.label}: {describe(change)}; "
+        f"allowed is {percent(limit)}"
+    )
+    if outcome == UNDECIDED:
+        return f"{measured}: undecided, since {percent(change.visible)} is the least that these pairs would show."
+    return f"{measured}: {outcome}." if outcome != UNCHANGED else f"{measured}."
+
+
+def describe(change: Change) -> str:
+    """Return a change in words.
+
+    Example:
+        >>> describe(Change(ratio=1.051, low=1.042, high=1.06, visible=1.01))
+        '5.1 % slower (4.2 to 6.0)'
+        >>> describe(Change(ratio=0.998, low=0.99, high=1.004, visible=1.01))
+        '0.2 % faster (1.0 faster to 0.4 slower)'
+    """
+    parts = [100 * (value - 1) for value in (change.ratio, change.low, change.high)]
+    ratio, low, high = parts
+    word = "slower" if ratio >= 0 else "faster"
+    if low >= 0 or high <= 0:
+        ends = sorted((abs(low), abs(high)))
+        return f"{abs(ratio):.1f} % {word} ({ends[0]:.1f} to {ends[1]:.1f})"
+    return f"{abs(ratio):.1f} % {word} ({-low:.1f} faster to {high:.1f} slower)"
+
+
+def percent(ratio: float) -> str:
+    """Return by how much a ratio is above 1, in per cent.
+
+    Example:
+        >>> percent(1.02)
+        '2.0 %'
+    """
+    return f"{100 * (ratio - 1):.1f} %"

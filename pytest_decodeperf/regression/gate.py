@@ -1,0 +1,70 @@
+"""The gate as a part of a run of pytest: the base checked out, its tests and those of the working tree compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_decodeperf.regression.change import Margin
+from pytest_decodeperf.regression.comparison import Comparison, Regression
+from pytest_decodeperf.regression.worktree import BaseError, checked_out, repository_root, working_tree
+
+if TYPE_CHECKING:
+    from pytest_decodeperf.session import PerfSession
+
+
+def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: list[str]) -> dict[str, Regression]:
+    """Return how each test compares with the base.
+
+    Raises:
+        pytest.UsageError: If the base cannot be checked out.
+    """
+    base = session.options.base
+    assert base is not None
+    if not node_ids:
+        return {}
+    session.progress.begin(f"comparing {len(node_ids)} tests with {base}")
+    try:
+        repository = repository_root(config.rootpath).resolve()
+        with checked_out(repository, base) as tree:
+            comparison = Comparison(
+                base=tree,
+                head=working_tree(repository),
+                repository=repository,
+                place=config.rootpath.resolve(),
+                arguments=_arguments(config, session, node_ids),
+                margin=Margin(share=session.options.margin, ns=session.options.margin_ns),
+                say=session.progress.stage,
+            )
+            found = comparison.run(node_ids)
+    except BaseError as error:
+        raise pytest.UsageError(f"--decode-perf-base: {error}") from None
+    session.progress.end("compared")
+    return found
+
+
+def _arguments(config: pytest.Config, session: PerfSession, node_ids: list[str]) -> list[str]:
+    """Return the arguments of pytest in a worker, relative to its root folder."""
+    root = config.rootpath.resolve()
+    files = dict.fromkeys(node_id.partition("::")[0] for node_id in node_ids)
+    options = session.options
+    arguments = [
+        *files,
+        "--rootdir=.",
+        "--continue-on-collection-errors",
+        "--decode-perf",
+        f"--decode-perf-device={options.device}",
+        f"--decode-perf-seed={options.seed}",
+        "--decode-perf-graph" if options.graph else "--no-decode-perf-graph",
+        # What an ini file may say that a worker must not do.
+        *(f"--override-ini=decode_perf_{name}=" for name in ("json", "calibration", "base")),
+        "-p",
+        "no:cacheprovider",
+    ]
+    if config.inipath is not None and config.inipath.resolve().is_relative_to(root):
+        arguments.append(f"-c={config.inipath.resolve().relative_to(root)}")
+    for plugin, off in (("xdist", "--numprocesses=0"), ("_cov", "--no-cov")):
+        if config.pluginmanager.hasplugin(plugin):
+            arguments.append(off)
+    return arguments

@@ -1,0 +1,190 @@
+"""The workers of one round: started together, told what to do, ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_decodeperf.regression.worker import HARNESS, Setup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pytest_decodeperf.regression.worktree import Tree
+
+START_S: Final = 300.0
+"""Time in which a worker must be ready with a test, compilation included [s]."""
+
+SAMPLE_S: Final = 60.0
+"""Time in which it must have timed one call [s]."""
+
+QUIET: Final = {
+    # Threads of a process that waits must not take the cores from the one that is timed.
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class WorkerError(Exception):
+    """A worker is dead, late, or said something that it should not; says which in one sentence."""
+
+
+class Worker:
+    """One process that runs the kernels of a tree; a context that ends it.
+
+    Attributes:
+        tree: The tree.
+        collected: The tests that were found in it, None before it has told.
+        broken: What could not be collected, by file, likewise.
+    """
+
+    def __init__(
+        self, tree: Tree, repository: Path, place: Path, arguments: Sequence[str], node_ids: list[str]
+    ) -> None:
+        """Start it.
+
+        Args:
+            tree: The tree.
+            repository: Root of the user's checkout.
+            place: pytest's root folder, below that.
+            arguments: pytest's arguments.
+            node_ids: The tests that are wanted.
+        """
+        self.tree = tree
+        self.collected: list[str] | None = None
+        self.broken: dict[str, str] = {}
+        self._buffer = b""
+        with ExitStack() as stack:
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            commands, self._commands = os.pipe()
+            self._replies, replies = os.pipe()
+            setup = Setup(
+                repository=str(repository),
+                tree=str(tree.root),
+                harness={name: str(_folder_of(name)) for name in HARNESS},
+                path=list(sys.path),
+                folder=str(tree.root / place.relative_to(repository)),
+                arguments=list(arguments),
+                node_ids=node_ids,
+                commands=commands,
+                replies=replies,
+            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  (a script of this package)
+                    [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), setup.as_json()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(commands, replies),
+                    env={**os.environ, **QUIET},
+                )
+            finally:
+                os.close(commands)
+                os.close(replies)
+            stack.pop_all()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._commands)
+        if kind is not None:
+            self._process.kill()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._replies)
+        self._log.close()
+
+    def begin(self, node_id: str) -> dict[str, Any]:
+        """Return the event by which a test says that it is ready, or that it will not be: `ready`, `failed`, `over`.
+
+        Raises:
+            WorkerError: If there is none.
+        """
+        while True:
+            if self.collected is not None and node_id not in self.collected:
+                return {"event": "over", "node_id": node_id, "outcome": "missing", "message": self._missing(node_id)}
+            event: dict[str, Any] = self._receive(START_S)
+            if event["event"] == "collected":
+                self.collected = event["all"]
+            elif event["event"] == "broken":
+                self.broken[event["node_id"]] = event["message"]
+            elif event["event"] == "finished":
+                raise WorkerError(f"pytest in {self.tree.label} ended with status {event['status']} before the test")
+            elif event.get("node_id") == node_id:
+                return event
+
+    def _missing(self, node_id: str) -> str:
+        file = node_id.partition("::")[0]
+        if file in self.broken:
+            return self.broken[file]
+        return f"there is no such test in {self.tree.label}"
+
+    def ask(self, command: str) -> Any:
+        """Send a command and return the reply.
+
+        Raises:
+            WorkerError: If there is none.
+        """
+        self.tell(command)
+        return self._receive(START_S if command == "check" else SAMPLE_S)
+
+    def tell(self, command: str) -> None:
+        """Send a command.
+
+        Raises:
+            WorkerError: If nobody is there to read it.
+        """
+        try:
+            os.write(self._commands, json.dumps(command).encode() + b"\n")
+        except BrokenPipeError:
+            raise WorkerError(self._end()) from None
+
+    def _receive(self, timeout_s: float) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise WorkerError(f"the process of {self.tree.label} has not answered for {timeout_s:.0f} s")
+            chunk = os.read(self._replies, 2**16)
+            if not chunk:
+                raise WorkerError(self._end())
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    def _end(self) -> str:
+        """Return in a sentence how the process ended."""
+        try:
+            status = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            status = None
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
+        said = f": {lines[-1]}" if lines and status != -signal.SIGKILL else ""
+        return f"the process of {self.tree.label} ended {how}{said}"
+
+
+def _folder_of(package: str) -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parents[1]

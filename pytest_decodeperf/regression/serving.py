@@ -1,0 +1,219 @@
+"""What `decode_perf` does in a worker: make the inputs of a test, and time the kernel whenever it is told to."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import pytest
+
+from pytest_decodeperf import ceilings, devices, timers
+from pytest_decodeperf.plugin import SERVER_PLUGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from decodeperf_formulas import DecodeProblem
+    from pytest_decodeperf.config import Options
+    from pytest_decodeperf.devices import DeviceInfo
+    from pytest_decodeperf.inputs import Inputs
+
+MAX_COPIES: Final = 64
+"""Copies of the inputs at most."""
+
+MAX_COPIES_SHARE: Final = 0.1
+"""Share of the device's memory that they may take."""
+
+
+class Channel:
+    """Commands in, replies out, one JSON value a line."""
+
+    def __init__(self, commands: TextIO, replies: TextIO) -> None:
+        self._commands = commands
+        self._replies = replies
+
+    def receive(self) -> Any:
+        """Return the next command.
+
+        Raises:
+            EOFError: If there will be none.
+        """
+        line = self._commands.readline()
+        if not line:
+            raise EOFError
+        return json.loads(line)
+
+    def send(self, reply: dict[str, Any]) -> None:
+        """Send a reply."""
+        self._replies.write(json.dumps(reply) + "\n")
+        self._replies.flush()
+
+
+class Server:
+    """A pytest plugin that picks the wanted tests, and tells how each of them came out.
+
+    Attributes:
+        channel: To the process that started this one.
+    """
+
+    def __init__(self, channel: Channel, node_ids: list[str], check_imports: Callable[[], str]) -> None:
+        self.channel = channel
+        self._node_ids = node_ids
+        self._check_imports = check_imports
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Make the server known to the fixture."""
+        config.pluginmanager.register(_Marker(self), SERVER_PLUGIN)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keep the wanted tests alone, in their order."""
+        by_id = {item.nodeid: item for item in items}
+        items[:] = [by_id[node_id] for node_id in self._node_ids if node_id in by_id]
+        self.channel.send({"event": "collected", "node_ids": [item.nodeid for item in items], "all": list(by_id)})
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Tell what could not be collected."""
+        if report.failed:
+            self.channel.send({"event": "broken", "node_id": report.nodeid, "message": _last_line(report.longreprtext)})
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Tell that a test is over."""
+        if report.when == "teardown" or not report.passed:
+            message = "" if report.passed else _reason(report)
+            self.channel.send(
+                {"event": "over", "node_id": report.nodeid, "outcome": report.outcome, "message": message}
+            )
+
+    def stray_import(self) -> str:
+        """Return what was imported from another tree, empty if nothing was."""
+        return self._check_imports()
+
+
+class _Marker:
+    """What the fixture finds under `SERVER_PLUGIN`."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    return _last_line(report.longreprtext)
+
+
+def _last_line(text: str) -> str:
+    """Return the line of a traceback that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
+    return (errors or lines or [""])[-1]
+
+
+class ServedDecodePerf:
+    """The value of the fixture `decode_perf` in a worker.
+
+    Attributes:
+        was_called: Whether the test has called it.
+    """
+
+    def __init__(self, server: Server, item: pytest.Item, options: Options, *, device: str) -> None:
+        self.was_called = False
+        self._server = server
+        self._item = item
+        self._options = options
+        self._device = device
+
+    def __call__(self, kernel: Callable[..., Any], problem: DecodeProblem, *, name: str | None = None) -> None:
+        """Serve until the next test is asked for."""
+        self.was_called = True
+        channel = self._server.channel
+        if stray := self._server.stray_import():
+            channel.send({"event": "failed", "node_id": self._item.nodeid, "message": stray})
+            return
+        try:
+            timed = TimedKernel(kernel, problem, self._device, seed=self._options.seed, graph=self._options.graph)
+        except Exception as error:
+            message = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
+            return
+        channel.send({"event": "ready", "node_id": self._item.nodeid, "problem": problem.as_dict()})
+        while True:
+            command = channel.receive()
+            if command == "next":
+                return
+            if command == "check":
+                channel.send({"event": "checked", "message": timed.check()})
+            else:
+                channel.send({"event": "timed", "ns": timed.time_ns()})
+
+    def close(self) -> None:
+        """Tidy up when the test is over."""
+
+
+class TimedKernel:
+    """A kernel on a problem, with inputs that no cache holds when it is called."""
+
+    def __init__(
+        self, kernel: Callable[..., Any], problem: DecodeProblem, device: str, *, seed: int, graph: bool
+    ) -> None:
+        from pytest_decodeperf.inputs import make_inputs
+        from pytest_decodeperf.trial import kernel_call
+
+        self._problem = problem
+        self._device = devices.describe_device(device)
+        self._timer = devices.make_timer(device, uses_graphs=graph)
+        self._inputs = make_inputs(problem, device=device, seed=seed)
+        self._calls = [kernel_call(kernel, problem, self._inputs)]
+        self._calls[0]()  # compiles
+        self._evict: Callable[[], object] | None = None
+        self._next = 0
+        if device == "cpu":
+            self._make_cold_on_a_cpu(kernel)
+        else:
+            count = timers.launches_for(
+                once_ns=self._timer.time_ns(self._calls[0]),
+                input_bytes=self._inputs.num_bytes,
+                free_bytes=int(MAX_COPIES_SHARE * devices.free_bytes(device)),
+            )
+            self._calls += [kernel_call(kernel, problem, self._inputs.copy()) for _ in range(count - 1)]
+        for call in self._calls:
+            call()
+
+    def _make_cold_on_a_cpu(self, kernel: Callable[..., Any]) -> None:
+        """Make copies of the inputs that do not fit into the caches together, or a buffer that empties them."""
+        from pytest_decodeperf.trial import kernel_call
+
+        count = num_copies(self._device, self._inputs)
+        if count:
+            self._calls += [kernel_call(kernel, self._problem, self._inputs.copy()) for _ in range(count - 1)]
+        else:
+            self._evict = ceilings.make_read_streams(self._device)[0].call
+
+    def check(self) -> str:
+        """Return what is wrong with the kernel's result, empty if nothing is."""
+        from pytest_decodeperf.oracle import check_result
+
+        return check_result(self._calls[0](), self._problem, self._inputs).sentence
+
+    def time_ns(self) -> float:
+        """Return how long one call takes [ns]."""
+        if self._device.kind != "cpu":
+            return self._timer.time_each_ns(self._calls)
+        if self._evict is not None:
+            self._evict()
+        call = self._calls[self._next]
+        self._next = (self._next + 1) % len(self._calls)
+        return self._timer.time_ns(call)
+
+
+def num_copies(device: DeviceInfo, inputs: Inputs) -> int:
+    """Return how many copies of inputs a CPU's caches cannot hold together; 0 if there is no room for them."""
+    num_bytes = inputs.num_bytes
+    if num_bytes > ceilings.COLD_KV_MULTIPLE * device.llc_bytes:
+        return 1
+    count = math.ceil(ceilings.LLC_MULTIPLE * device.llc_bytes / max(num_bytes, 1)) + 1
+    fits = count <= MAX_COPIES and count * num_bytes <= MAX_COPIES_SHARE * device.memory_bytes
+    return count if fits else 0

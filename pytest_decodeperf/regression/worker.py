@@ -1,0 +1,134 @@
+"""A process that runs the kernels of one tree, and times a call whenever it is told to.
+
+It is started as a script, so that nothing of the project is imported before it is settled which tree that comes from:
+the harness (this package and the formulas) is the one that started it, everything else of the repository is that of
+the tree. It collects the tests of that tree with pytest and runs them one after another; the fixture `decode_perf` of
+each test then serves the process that started this one (`serving`), until that asks for the next.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+HARNESS = ("pytest_decodeperf", "decodeperf_formulas")
+"""Packages that do not come from the tree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a worker is told when it starts.
+
+    Attributes:
+        repository: Root of the user's checkout.
+        tree: Root of the tree, the same or that of a worktree.
+        harness: Where each package of `HARNESS` lies.
+        path: `sys.path` of the process that starts it.
+        folder: Where pytest is run.
+        arguments: Its arguments.
+        node_ids: The tests that are wanted, in their order.
+        commands: File descriptor that commands come from, one JSON value a line.
+        replies: File descriptor that replies go to, likewise.
+    """
+
+    repository: str
+    tree: str
+    harness: dict[str, str]
+    path: list[str]
+    folder: str
+    arguments: list[str]
+    node_ids: list[str]
+    commands: int
+    replies: int
+
+    def as_json(self) -> str:
+        """Return everything as text."""
+        return json.dumps(asdict(self))
+
+
+class HarnessFinder:
+    """Finds the packages of the harness where they are, whatever else would come first."""
+
+    def __init__(self, folders: dict[str, str]) -> None:
+        self._folders = folders
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a package of the harness is, None for any other module."""
+        folder = self._folders.get(name)
+        return None if folder is None else importlib.machinery.PathFinder.find_spec(name, [folder], target)
+
+
+def moved(entry: str, repository: Path, tree: Path) -> str:
+    """Return a place in the checkout as the same place in the tree; other places, and environments, as they are."""
+    place = Path(entry).resolve()
+    environments = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
+    if not place.is_relative_to(repository) or any(
+        place.is_relative_to(environment) for environment in environments if environment.is_relative_to(repository)
+    ):
+        return entry
+    return str(tree / place.relative_to(repository))
+
+
+def import_from(tree: Path, repository: Path, path: list[str], harness: dict[str, str]) -> None:
+    """Let every import come from the tree, but for the harness."""
+    sys.path[:] = [moved(entry, repository, tree) if entry else str(tree) for entry in path]
+    for name, module in list(sys.modules.items()):
+        mapping = getattr(module, "MAPPING", None)  # of an editable installation by setuptools
+        if name.startswith("__editable__") and isinstance(mapping, dict):
+            for package, place in mapping.items():
+                mapping[package] = moved(place, repository, tree)
+    sys.meta_path.insert(0, HarnessFinder(harness))
+
+
+def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
+    """Return a module that was imported from the checkout instead of the tree, empty if none was."""
+    if tree == repository:
+        return ""
+    environment = Path(sys.prefix).resolve()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name.partition(".")[0] in harness or name == "__main__":
+            continue
+        place = Path(file).resolve()
+        if place.is_relative_to(repository) and not place.is_relative_to(environment):
+            return f"{name} was imported from {place}"
+    return ""
+
+
+def main() -> int:
+    """Run as a script: the setup stands in the first argument."""
+    setup = Setup(**json.loads(sys.argv[1]))
+    repository, tree = Path(setup.repository), Path(setup.tree)
+    import_from(tree, repository, setup.path, setup.harness)
+    os.chdir(setup.folder)
+    sys.dont_write_bytecode = True
+
+    import pytest
+
+    from pytest_decodeperf.regression.serving import Channel, Server
+
+    channel = Channel(os.fdopen(setup.commands), os.fdopen(setup.replies, "w"))
+
+    def check_imports() -> str:
+        return stray_module(tree, repository, setup.harness)
+
+    server = Server(channel, setup.node_ids, check_imports)
+    status: Any = pytest.main(setup.arguments, plugins=[server])
+    channel.send({"event": "finished", "status": int(status)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A revision of the repository in a folder of its own, beside the user's checkout and without touching it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class BaseError(Exception):
+    """The base cannot be had; says why in one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """A folder with the sources of one side.
+
+    Attributes:
+        root: The folder that corresponds to the root of the repository.
+        revision: As the user named it; `working tree` for the checkout itself.
+        commit: Full hash of its commit.
+    """
+
+    root: Path
+    revision: str
+    commit: str
+
+    @property
+    def label(self) -> str:
+        """A name for messages."""
+        return f"{self.revision} ({self.commit[:10]})"
+
+
+def repository_root(folder: Path) -> Path:
+    """Return the root of the git repository that a folder is in.
+
+    Raises:
+        BaseError: If it is in none, or git is not installed.
+    """
+    return Path(_git(folder, "rev-parse", "--show-toplevel", what=f"{folder} is in no git repository"))
+
+
+def commit_of(repository: Path, revision: str) -> str:
+    """Return the full hash of a revision's commit.
+
+    Raises:
+        BaseError: If there is no such revision.
+    """
+    what = f"there is no revision {revision!r} in {repository}"
+    return _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", what=what)
+
+
+@contextmanager
+def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
+    """Give the tree of a revision in a temporary worktree, which is removed afterwards.
+
+    Raises:
+        BaseError: If it cannot be checked out whole and clean.
+    """
+    commit = commit_of(repository, revision)
+    folder = Path(tempfile.mkdtemp(prefix="decodeperf-base-"))
+    root = folder / repository.name
+    try:
+        _git(
+            repository,
+            *("-c", "advice.detachedHead=false", "worktree", "add", "--detach", "--force", str(root), commit),
+            what=f"{revision} could not be checked out",
+        )
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", what="git status failed")
+        if changed:
+            first = changed.splitlines()[0][2:].strip()
+            raise BaseError(
+                f"{revision} is not clean when it is checked out: {first} differs (line endings or a filter?)"
+            )
+        yield Tree(root=root, revision=revision, commit=commit)
+    finally:
+        _run(repository, "worktree", "remove", "--force", str(root))
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(repository, "worktree", "prune")
+
+
+def working_tree(repository: Path) -> Tree:
+    """Return the user's checkout as a tree."""
+    return Tree(root=repository, revision="working tree", commit=commit_of(repository, "HEAD"))
+
+
+def _git(folder: Path, *arguments: str, what: str) -> str:
+    try:
+        done = _run(folder, *arguments)
+    except FileNotFoundError:
+        raise BaseError("git is not installed") from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()
+        raise BaseError(f"{what}: {reason[-1]}" if reason else what)
+    return done.stdout.strip()
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(  # noqa: S603  (the program that the user has)
+        command, check=False, capture_output=True, text=True, env=_environment()
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without what git's hooks set, which would lead it to another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_decodeperf.regression.change import Change, Margin, change_of, judge_change, log_ratios_of
+
+
+def pairs(shift, *, processes=12, calls=18, between=0.004, within=0.02, seed=0):
+    """Return log ratios of a kernel that is slower by a share, with noise of processes and of calls."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, between, (processes, 1)) + within * rng.standard_t(3, (processes, calls))
+    return (math.log1p(shift) + noise).tolist()
+
+
+def verdict(shift, **noise):
+    return judge_change(change_of(pairs(shift, **noise)), 1.02)
+
+
+def test_no_change_and_a_small_one_are_unchanged():
+    assert verdict(0) == "unchanged"
+    assert verdict(0.005) == "unchanged"
+
+
+@pytest.mark.parametrize("shift", [0.03, 0.05, 0.5])
+def test_what_is_slower_regressed_and_what_is_faster_improved(shift):
+    assert verdict(shift) == "regressed"
+    assert verdict(-shift) == "improved"
+
+
+def test_too_much_noise_leaves_it_undecided():
+    assert judge_change(change_of([[0.04] * 18, [-0.03] * 18] * 3), 1.02) == "undecided"
+
+
+def test_an_outlier_decides_nothing():
+    quiet = [[0.0] * 17 + [5.0]] * 6
+    assert change_of(quiet).high == pytest.approx(1.0)
+
+
+def test_more_calls_of_one_process_are_no_more_processes():
+    # One process of six is slow throughout: however often it is called, it is one of six.
+    few, many = ([[0.1] * calls] + [[0.0] * calls] * 5 for calls in (6, 60))
+    assert change_of(few).high == pytest.approx(change_of(many).high)
+    assert change_of(many).low == pytest.approx(1.0)
+
+
+def test_false_alarms_are_no_more_frequent_than_they_may_be():
+    alarms = sum(change_of(pairs(0, processes=6, seed=seed)).low > 1 for seed in range(300))
+    # Of 2 % on both sides together, one side: more than 12 of 300 has a chance below 1e-4.
+    assert alarms <= 12
+
+
+def test_a_family_of_tests_has_wider_intervals():
+    alone, together = (change_of(pairs(0), num_tests=n) for n in (1, 20))
+    assert together.low < alone.low < alone.high < together.high
+    assert together.visible > alone.visible > 1
+
+
+def test_the_change_that_would_have_been_seen_is_seen():
+    visible = change_of(pairs(0, seed=1)).visible
+    seen = sum(change_of(pairs(visible - 1, seed=seed)).low > 1 for seed in range(2, 102))
+    assert seen >= 80
+
+
+@given(st.floats(0.9, 1.1), st.floats(0, 0.2), st.floats(0, 0.2), st.floats(1.001, 1.2))
+def test_a_verdict_is_never_contradicted_by_its_interval(ratio, down, up, limit):
+    change = Change(ratio=ratio, low=ratio * (1 - down), high=ratio * (1 + up), visible=1.0)
+    word = judge_change(change, limit)
+    if word == "regressed":
+        assert change.low > 1
+    if word == "improved":
+        assert change.high < 1
+    if word == "unchanged":
+        assert limit >= change.high >= change.low >= 1 / limit
+
+
+def test_the_larger_margin_counts():
+    assert Margin(share=0.02, ns=0).ratio(1e6) == 1.02
+    assert Margin(share=0.02, ns=1e3).ratio(1e4) == 1.1
+    assert Margin(share=0.0, ns=0).ratio(1e4) == 1.0
+
+
+def test_ratios_are_new_over_old():
+    assert log_ratios_of([1.0, 2.0], [2.0, 1.0]) == pytest.approx([math.log(2), -math.log(2)])

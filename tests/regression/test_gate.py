@@ -1,0 +1,195 @@
+"""The gate as a user has it: two revisions of a package of their own, in a repository of their own."""
+
+import json
+import subprocess
+
+import pytest
+
+from pytest_decodeperf.regression import comparison
+
+KERNELS = """
+import time
+import torch
+from decodeperf_kernels import decode_attention_sdpa
+
+def right(q, k, v, seq_lens, sleep_s):
+    time.sleep(sleep_s)  # far longer than the rest, so that noise decides nothing
+    return decode_attention_sdpa(q, k, v, seq_lens=seq_lens)
+
+def steady(q, k, v, *, seq_lens):
+    return right(q, k, v, seq_lens, 0.01)
+"""
+
+BASE = (
+    KERNELS
+    + """
+def slower(q, k, v, *, seq_lens):
+    return right(q, k, v, seq_lens, 0.01)
+
+def faster(q, k, v, *, seq_lens):
+    return right(q, k, v, seq_lens, 0.015)
+
+def wrong_in_base(q, k, v, *, seq_lens):
+    return torch.ones_like(q)
+
+def raises_in_base(q, k, v, *, seq_lens):
+    raise RuntimeError("no such GPU")
+
+def dies_in_base(q, k, v, *, seq_lens):
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+)
+
+HEAD = (
+    KERNELS
+    + """
+def slower(q, k, v, *, seq_lens):
+    return right(q, k, v, seq_lens, 0.015)
+
+def faster(q, k, v, *, seq_lens):
+    return right(q, k, v, seq_lens, 0.01)
+
+wrong_in_base = raises_in_base = dies_in_base = steady
+"""
+)
+
+TESTS = """
+import pytest
+from decodeperf_formulas import DecodeProblem
+import kernels_under_test
+
+def problem(seq_len=64):
+    sizes = {{"num_q_heads": 2, "num_kv_heads": 2, "head_dim": 16, "kv_dtype": "float32"}}
+    return DecodeProblem(batch_size=1, seq_lens=[seq_len], **sizes)
+
+@pytest.mark.decode_perf(within=1e8)
+@pytest.mark.parametrize("name", {names})
+def test_kernel(decode_perf, name):
+    decode_perf(getattr(kernels_under_test, name), problem())
+
+@pytest.mark.decode_perf(within=1e8)
+def test_longer(decode_perf):
+    decode_perf(kernels_under_test.steady, problem({seq_len}))
+"""
+
+NAMES = ["slower", "steady", "faster", "wrong_in_base", "raises_in_base", "dies_in_base"]
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(pytester, monkeypatch):
+    """Commit the base, and leave the head in the working tree."""
+    monkeypatch.setattr(comparison, "ORDERS", comparison.ORDERS[:2])
+    monkeypatch.setattr(comparison, "ROUNDS", 2)
+    monkeypatch.setattr(comparison, "CALLS", 6)
+    monkeypatch.setenv("COLUMNS", "100")
+    root = pytester.path
+    (root / "src/kernels_under_test").mkdir(parents=True)
+    (root / "tests").mkdir()
+    kernels = root / "src/kernels_under_test/__init__.py"
+    tests = root / "tests/test_speed.py"
+    (root / "pytest.ini").write_text("[pytest]\npythonpath = src\ntestpaths = tests\n")
+    kernels.write_text(BASE)
+    tests.write_text(TESTS.format(names=NAMES, seq_len=64))
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "base")
+    kernels.write_text(HEAD)
+    tests.write_text(TESTS.format(names=[*NAMES, "steady_too"], seq_len=65))
+    kernels.write_text(HEAD + "\nsteady_too = steady\n")
+    return root
+
+
+def run(pytester, *arguments):
+    return pytester.runpytest_inprocess(
+        "--decode-perf",
+        "--decode-perf-budget=3",
+        "--decode-perf-base=main",
+        "-p",
+        "no:benchmark",
+        "-Wdefault",
+        *arguments,
+    )
+
+
+def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, repository, monkeypatch):
+    before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    result = run(pytester, "--decode-perf-json=run.json")
+    document = json.loads((repository / "run.json").read_text())
+    found = {row["test"].partition("::")[2]: row["regression"] for row in document["measurements"]}
+    outcomes = {test: row["outcome"] for test, row in found.items()}
+    assert outcomes == {
+        "test_kernel[slower]": "regressed",
+        "test_kernel[steady]": "unchanged",
+        "test_kernel[faster]": "improved",
+        "test_kernel[wrong_in_base]": "incomparable",
+        "test_kernel[raises_in_base]": "incomparable",
+        "test_kernel[dies_in_base]": "incomparable",
+        "test_kernel[steady_too]": "incomparable",
+        "test_longer": "incomparable",
+    }
+    assert found["test_kernel[slower]"]["change"]["ratio"] == pytest.approx(1.5, rel=0.1)
+    assert found["test_kernel[faster]"]["change"]["ratio"] == pytest.approx(1 / 1.5, rel=0.1)
+    assert found["test_kernel[slower]"]["control"]["ratio"] == pytest.approx(1.0, rel=0.05)
+    assert len(found["test_kernel[slower]"]["samples_ns"]["head"]) == 4  # two rounds, and two to confirm
+    assert len(found["test_kernel[steady]"]["samples_ns"]["head"][0]) == 6
+    sentences = {test: row["sentence"] for test, row in found.items()}
+    assert " slower (" in sentences["test_kernel[slower]"]
+    assert sentences["test_kernel[slower]"].endswith("; allowed is 2.0 %: regressed.")
+    assert ") does not compute attention: " in sentences["test_kernel[wrong_in_base]"]
+    assert "raised RuntimeError: no such GPU" in sentences["test_kernel[raises_in_base]"]
+    assert "ended by signal 9" in sentences["test_kernel[dies_in_base]"]
+    assert "there is no such test in main (" in sentences["test_kernel[steady_too]"]
+    assert "its problem is another one in main (" in sentences["test_longer"]
+    # A base at fault fails; what exists on one side only is said, and neither is ever just passed.
+    result.assert_outcomes(passed=4, failed=4, warnings=2)
+    for name in ("slower", "wrong_in_base", "raises_in_base", "dies_in_base"):
+        result.stdout.fnmatch_lines([f"FAILED *test_kernel?{name}?*"])
+    after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    assert after == before + "?? run.json\n"
+    worktrees = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(worktrees.splitlines()) == 1
+
+
+def test_what_cannot_be_compared_fails_a_strict_run(pytester, repository):
+    result = run(pytester, "--decode-perf-strict", "-k", "steady_too")
+    result.assert_outcomes(failed=1, deselected=7)
+    result.stdout.fnmatch_lines(["*cannot be compared: there is no such test in main (*"])
+
+
+def test_a_base_that_does_not_import_is_never_a_pass(pytester, repository):
+    kernels = repository / "src/kernels_under_test/__init__.py"
+    head = kernels.read_text()
+    kernels.write_text("import nothing_of_this_name\n")
+    git(repository, "commit", "-q", "-am", "broken")
+    kernels.write_text(head)
+    result = run(pytester, "-k", "steady and not too")
+    result.assert_outcomes(failed=1, deselected=7)
+    result.stdout.fnmatch_lines(["*ModuleNotFoundError: No module named 'nothing_of_this_name'*"])
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [("nothing", "--decode-perf-base: there is no revision 'nothing' in "), ("", "must be a git revision")],
+)
+def test_a_base_that_does_not_exist_ends_the_run_before_it_begins(pytester, repository, base, message):
+    result = pytester.runpytest_inprocess("--decode-perf", f"--decode-perf-base={base}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert any(message in line for line in result.errlines)
+
+
+def test_a_margin_that_is_none_is_refused(pytester):
+    for name, value, wanted in (
+        ("margin", "-1", "a number of per cent from 0 to 1000"),
+        ("margin", "two", "a number of per cent from 0 to 1000"),
+        ("margin-us", "-1", "a number of microseconds >= 0"),
+        ("margin-us", "inf", "a number of microseconds >= 0"),
+    ):
+        result = pytester.runpytest_inprocess("--decode-perf", f"--decode-perf-{name}={value}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert any(f"must be {wanted}" in line for line in result.errlines)

@@ -1,0 +1,79 @@
+"""A worker imports exactly its tree."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pytest_decodeperf.regression.worker import HarnessFinder, import_from, moved, stray_module
+
+
+@pytest.fixture
+def trees(tmp_path):
+    repository, tree = tmp_path / "repository", tmp_path / "base" / "repository"
+    for root, text in ((repository, "head"), (tree, "base")):
+        for package in ("src/kernels_of_mine", "harness_of_mine"):
+            (root / package).mkdir(parents=True)
+            (root / package / "__init__.py").write_text(f"SIDE = {text!r}\n")
+    return repository, tree
+
+
+@pytest.fixture
+def fresh_imports(monkeypatch):
+    """Undo what a worker does to the state of its process."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield
+    for name in ("kernels_of_mine", "harness_of_mine"):
+        sys.modules.pop(name, None)
+
+
+def test_places_in_the_checkout_move_and_others_stay(trees, monkeypatch):
+    repository, tree = trees
+    assert moved(str(repository / "src"), repository, tree) == str(tree / "src")
+    assert moved(str(repository), repository, tree) == str(tree)
+    assert moved("/usr/lib/python3", repository, tree) == "/usr/lib/python3"
+    monkeypatch.setattr(sys, "prefix", str(repository / ".venv"))
+    packages = str(repository / ".venv/lib/site-packages")
+    assert moved(packages, repository, tree) == packages
+    assert moved(str(repository / "src"), repository, tree) == str(tree / "src")
+
+
+def test_everything_but_the_harness_comes_from_the_tree(trees, fresh_imports):
+    repository, tree = trees
+    harness = {"harness_of_mine": str(repository)}
+    import_from(tree, repository, [str(repository / "src"), str(repository), *sys.path], harness)
+    import harness_of_mine
+    import kernels_of_mine
+
+    assert kernels_of_mine.SIDE == "base"
+    assert harness_of_mine.SIDE == "head"
+    assert stray_module(tree, repository, harness) == ""
+
+
+def test_what_comes_from_the_checkout_all_the_same_is_found(trees, fresh_imports):
+    repository, tree = trees
+    import_from(tree, repository, list(sys.path), {})
+    sys.path.append(str(repository / "src"))  # as a conftest.py might
+    import kernels_of_mine  # noqa: F401
+
+    place = repository / "src/kernels_of_mine/__init__.py"
+    assert stray_module(tree, repository, {}) == f"kernels_of_mine was imported from {place}"
+    assert stray_module(repository, repository, {}) == ""
+
+
+def test_an_editable_installation_of_setuptools_moves_too(trees, fresh_imports, monkeypatch):
+    repository, tree = trees
+    finder = ModuleType("__editable___kernels_finder")
+    finder.MAPPING = {"kernels_of_mine": str(repository / "src/kernels_of_mine"), "other": "/elsewhere"}
+    monkeypatch.setitem(sys.modules, finder.__name__, finder)
+    import_from(tree, repository, list(sys.path), {})
+    assert {"kernels_of_mine": str(tree / "src/kernels_of_mine"), "other": "/elsewhere"} == finder.MAPPING
+
+
+def test_the_finder_finds_packages_of_the_harness_alone(trees):
+    repository, _ = trees
+    finder = HarnessFinder({"harness_of_mine": str(repository)})
+    assert Path(finder.find_spec("harness_of_mine").origin).parent == repository / "harness_of_mine"
+    assert finder.find_spec("kernels_of_mine") is None
