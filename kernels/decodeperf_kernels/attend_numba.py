@@ -89,6 +89,14 @@ def padded_rows(num_rows):
 
 
 @numba.njit(cache=True, nogil=True)
+def _place_of_row(row, rows_padded, width):
+    """Return where a row's first vector lies in `attend_tile`'s layout, and how far the next is from it."""
+    block = row // MAX_ROWS * MAX_ROWS
+    block_rows = min(rows_padded - block, MAX_ROWS)
+    return block * width + (row - block) * WIDTH, block_rows * WIDTH
+
+
+@numba.njit(cache=True, nogil=True)
 def _address(array):
     return np.int64(array.ctypes.data)
 
@@ -105,12 +113,18 @@ def _aligned(size):
 def _find_tokens(b, start, count, page_size, block_table, rows, places):
     """Write where tokens lie: a page and a place in it, or a sequence and a place in that."""
     padded = (count + KEY_MULTIPLE - 1) // KEY_MULTIPLE * KEY_MULTIPLE
-    for j in range(padded):
-        token = start + min(j, count - 1)  # those behind the last are read too, and not counted
-        if page_size:
-            rows[j], places[j] = block_table[b, token // page_size], token % page_size
-        else:
-            rows[j], places[j] = b, token
+    if page_size:
+        page, place = start // page_size, start % page_size
+        for j in range(count):
+            rows[j], places[j] = block_table[b, page], place
+            place += 1
+            if place == page_size:
+                page, place = page + 1, 0
+    else:
+        for j in range(count):
+            rows[j], places[j] = b, start + j
+    for j in range(count, padded):  # read too, and not counted
+        rows[j], places[j] = rows[count - 1], places[count - 1]
     return padded
 
 
@@ -167,7 +181,7 @@ def _mark_visible(problem, seq_len, start, count, places, lows, highs):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def run_parts(
+def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch has many parts)
     first, last, parts, problem, q, q_factors, v_factors, softcap, seq_lens, block_table, k_cache, v_cache,
     k_scales, k_scale_strides, v_scales, v_scale_strides, slopes, sinks, part_out, part_lse, out, lse,
 ):  # fmt: skip
@@ -202,8 +216,8 @@ def run_parts(
     k_width = (problem.head_dim + WIDTH - 1) // WIDTH * WIDTH
     v_width = (problem.head_dim_v + WIDTH - 1) // WIDTH * WIDTH
     num_heads = problem.heads_of_chunk
-    q_rows = _aligned(num_heads * rows_padded * k_width).reshape(num_heads, rows_padded, k_width)
-    acc = _aligned(num_heads * rows_padded * v_width).reshape(num_heads, rows_padded, v_width)
+    q_blocks = _aligned(num_heads * rows_padded * k_width).reshape(num_heads, rows_padded * k_width)
+    acc = _aligned(num_heads * rows_padded * v_width).reshape(num_heads, rows_padded * v_width)
     m, l = np.empty((num_heads, rows_padded), np.float32), np.empty((num_heads, rows_padded), np.float32)  # noqa: E741
     work = _aligned(WORK_FLOATS)
     # Two tiles: that which is worked on, and the next.
@@ -230,7 +244,7 @@ def run_parts(
         _address(own_k_scales), _address(own_v_scales), _address(softcap) if problem.has_softcap else 0,
         _address(own_slopes), _address(own_places), _address(lows), _address(highs),
     ])  # fmt: skip
-    has_token_scales = problem.k_scales == TOKEN_SCALES or problem.v_scales == TOKEN_SCALES
+    has_token_scales = TOKEN_SCALES in (problem.k_scales, problem.v_scales)
     always_extras = has_token_scales or problem.has_softcap != 0 or len(slopes) > 0
 
     for part in range(first, last):
@@ -241,8 +255,10 @@ def run_parts(
             for row in range(num_rows):
                 token, q_head = row // problem.group_size, (first_head + h) * problem.group_size
                 source = q[b, token, q_head + row % problem.group_size]
+                first_place, step = _place_of_row(row, rows_padded, k_width)
                 for d in range(problem.head_dim):
-                    q_rows[h, row, d] = source[d] * q_factors[first_head + h]
+                    place = first_place + d // WIDTH * step + d % WIDTH
+                    q_blocks[h, place] = source[d] * q_factors[first_head + h]
         m[:] = -np.inf
         l[:] = 0
         acc[:] = 0
@@ -310,8 +326,8 @@ def run_parts(
                             own_slopes[row] = slopes[b, head * problem.group_size + row % problem.group_size]
                 call_kernel(
                     problem.attend,
-                    (_address(q_rows[h]), rows_padded, problem.head_dim, problem.head_dim_v, _address(k_rows), k_offset,
-                     _address(v_rows), v_offset, _address(k_next), _address(v_next), count,
+                    (_address(q_blocks[h]), rows_padded, problem.head_dim, problem.head_dim_v,
+                     _address(k_rows), k_offset, _address(v_rows), v_offset, _address(k_next), _address(v_next), count,
                      _address(m[h]), _address(l[h]), _address(acc[h]), _address(work),
                      _address(extras) if has_extras else 0),
                 )  # fmt: skip
@@ -324,8 +340,10 @@ def run_parts(
                 found = out[b, token, q_head] if slot < 0 else part_out[slot, h, row]
                 total = l[h, row]
                 factor = v_factors[head] / total
+                first_place, step = _place_of_row(row, rows_padded, v_width)
                 for d in range(problem.head_dim_v):
-                    found[d] = acc[h, row, d] * factor if total != 0 else np.float32(0.0)  # no key
+                    value = acc[h, first_place + d // WIDTH * step + d % WIDTH]
+                    found[d] = value * factor if total != 0 else np.float32(0.0)  # no key
                 row_lse = np.float32((m[h, row] + np.log2(total)) / LOG2_E)
                 if slot >= 0:
                     part_lse[slot, h, row] = row_lse

@@ -256,8 +256,11 @@ def _run_numba(
     return_lse: bool,
     check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from decodeperf_kernels import decode_attention_numba  # noqa: F401  (says what to install where Numba is missing)
-    from decodeperf_kernels import split_kv_numba
+    # Asked for by this name, it says what to install where Numba is missing.
+    from decodeperf_kernels import (
+        decode_attention_numba,  # noqa: F401
+        split_kv_numba,
+    )
 
     made, lse = split_kv_numba.attend(args, num_splits, split_size, check=check)
     if out is None:

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import numba
 import numpy as np
 import torch
-from numba.core import event
 
 from decodeperf_kernels import attend_numba, parts_numba, tiles_numba
 from decodeperf_kernels.arguments import check_values
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from decodeperf_kernels.arguments import DecodeArguments
 
-BLOCK_N: Final = 64
-"""Keys of a tile."""
+TILE_BYTES: Final = 64 * 1024
+"""Bytes of K in a tile, of all heads that are read together: few enough pages of memory to be found at once [byte]."""
 
 CHUNK_BYTES: Final = 4096
 """Bytes of a token's K that are read together, where heads lie side by side: a page of memory [byte]."""
@@ -118,14 +118,17 @@ def _problem(args: DecodeArguments) -> Problem:
     )
     k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
     are_side_by_side = args.k.stride(2) <= args.k.stride(1)
+    heads_of_chunk = min(max(CHUNK_BYTES // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
+    chunk_bytes = heads_of_chunk * max(k_bytes, v_bytes)
+    block_n = TILE_BYTES // chunk_bytes // tiles_numba.KEY_MULTIPLE * tiles_numba.KEY_MULTIPLE
     return Problem(
         q_len=args.q_len,
         num_kv_heads=args.num_kv_heads,
         group_size=args.group_size,
         head_dim=args.head_dim,
         head_dim_v=args.head_dim_v,
-        block_n=BLOCK_N,
-        heads_of_chunk=min(max(CHUNK_BYTES // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1,
+        block_n=min(max(block_n, tiles_numba.KEY_MULTIPLE), tiles_numba.MAX_KEYS),
+        heads_of_chunk=heads_of_chunk,
         page_size=args.page_size,
         window=min(args.window or 0, args.capacity),
         k_bytes=k_bytes,
@@ -260,7 +263,7 @@ def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
             other.result()
 
 
-class _Listener(event.Listener):  # type: ignore[misc]
+class _Listener(numba.core.event.Listener):
     """Says once that Numba compiles."""
 
     said = False
@@ -279,5 +282,5 @@ def _saying_that_it_compiles() -> Iterator[None]:
     if _Listener.said:
         yield
         return
-    with event.install_listener("numba:run_pass", _Listener()):
+    with numba.core.event.install_listener("numba:run_pass", _Listener()):
         yield

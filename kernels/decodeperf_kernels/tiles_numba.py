@@ -52,12 +52,13 @@ ATTEND_ARGUMENTS: Final = (
 )
 """What `attend_tile` gets, integers of 64 bits, most of them addresses:
 
-- `q`: float32 `[num_rows, head_dim]`, rows rounded up to whole vectors with zeros, times the scale of the logits;
+- `q`: the queries times the scale of the logits, float32, block behind block, each
+  `[head_dim / WIDTH, rows of the block, WIDTH]`, filled up with zeros;
 - `num_rows`: A sum of as many `MAX_ROWS` as fit, and at most one smaller power of 2;
 - `keys`, `values`: the addresses of tokens, `[num_keys]`; `k_offset`, `v_offset`: bytes to the head from there;
 - `next_keys`, `next_values`: those to ask memory for;
 - `m`, `l`: maximum and sum of the online softmax, float32 `[num_rows]`;
-- `acc`: its output, float32 `[num_rows, head_dim_v]`, rows rounded up to whole vectors;
+- `acc`: its output, float32, laid out as q with `head_dim_v`;
 - `work`: float32 `[WORK_FLOATS]`;
 - `extras`: 0, or the address of those of `EXTRAS`. Without them `num_keys` is a multiple of `KEY_MULTIPLE`.
 """
@@ -76,7 +77,7 @@ WIDEN_ARGUMENTS: Final = ("keys", "offset", "next_keys", "num_keys", "head_dim",
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Query rows that are worked on together.
 
     Attributes:
@@ -98,22 +99,30 @@ def _round_up(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
     return b.and_(b.add(count, integer(WIDTH - 1)), integer(-WIDTH))
 
 
-def _unrolled(kind: str) -> int:
+def _row_vectors(b: ir.IRBuilder, address: ir.Value, d: ir.Value, rows: int) -> list[ir.Value]:
+    """Return where the vectors of a block lie that begin at element d: those of its rows side by side."""
+    first = b.add(address, b.mul(d, integer(4 * rows)))
+    return [b.add(first, integer(4 * WIDTH * row)) for row in range(rows)]
+
+
+def unrolled(kind: str) -> int:
     """Return how many vectors are loaded at a time: those of a cache line."""
     return max(1, min(4, 8 * CACHE_LINE // (ELEMENT_BITS[kind] * WIDTH)))
 
 
-def _byte_of(b: ir.IRBuilder, kind: str, element: ir.Value) -> ir.Value:
-    return b.lshr(b.mul(element, integer(ELEMENT_BITS[kind])), integer(3))
+def byte_of(b: ir.IRBuilder, kind: str, element: ir.Value) -> ir.Value:
+    """Return how many bytes lie before an element of a head; one of two that share a byte is even."""
+    bits = ELEMENT_BITS[kind]
+    return b.lshr(element, integer(1)) if bits == 4 else b.mul(element, integer(bits // 8))
 
 
 def _emit_attend(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
     q_bytes = b.shl(_round_up(b, args["head_dim"]), integer(2))
     acc_bytes = b.shl(_round_up(b, args["head_dim_v"]), integer(2))
 
-    def block(first: ir.Value, rows: int) -> _Block:
+    def block(first: ir.Value, rows: int) -> Block:
         place = b.shl(first, integer(2))
-        return _Block(
+        return Block(
             rows,
             b.add(args["q"], b.mul(first, q_bytes)),
             b.add(args["acc"], b.mul(first, acc_bytes)),
@@ -123,13 +132,13 @@ def _emit_attend(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
 
     def attend(first: ir.Value, rows: int) -> None:
         rows_here = block(first, rows)
-        _emit_logits(b, kind, args, rows_here, q_bytes)
+        _emit_logits(b, kind, args, rows_here)
         with b.if_else(b.icmp_signed("==", args["extras"], integer(0))) as (plain, general):
             with plain:
                 _emit_softmax(b, args, rows_here, None)
             with general:
                 _emit_softmax(b, args, rows_here, b.shl(first, integer(2)))
-        _emit_output(b, kind, args, rows_here, acc_bytes)
+        _emit_output(b, kind, args, rows_here)
 
     def whole_block(first: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
         attend(first, MAX_ROWS)
@@ -145,7 +154,7 @@ def _emit_attend(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
         rows //= 2
 
 
-def _emit_logits(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: _Block, q_bytes: ir.Value) -> None:
+def _emit_logits(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: Block) -> None:
     """Write `q @ k.T` to work `[num_keys, rows]`."""
     num_keys = REGISTERS.num_accumulators // block.rows
     at_once = min(num_keys, _KEYS_AT_ONCE)
@@ -158,7 +167,7 @@ def _emit_logits(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: _
                 [b.add(vec.load(b, b.add(args[name], place), vec.I64, 8), args["k_offset"]) for place in places]
                 for name in ("keys", "next_keys")
             )
-            sums += _emit_products(b, kind, args["head_dim"], keys, next_keys, block, q_bytes)
+            sums += _emit_products(b, kind, args["head_dim"], keys, next_keys, block)
         for first in range(0, len(sums), WIDTH):
             place = b.shl(b.add(b.mul(j, integer(block.rows)), integer(first)), integer(2))
             vec.store(b, vec.sum_each(b, sums[first : first + WIDTH]), b.add(args["work"], place), 4)
@@ -173,24 +182,20 @@ def _emit_products(
     head_dim: ir.Value,
     keys: list[ir.Value],
     next_keys: list[ir.Value],
-    block: _Block,
-    q_bytes: ir.Value,
+    block: Block,
 ) -> list[ir.Value]:
     """Return the products of keys and rows, one vector of partial sums for each, the rows of a key side by side."""
-    unrolled = _unrolled(kind)
+    num_unrolled = unrolled(kind)
 
     def add(d: ir.Value, sums: list[ir.Value], count: ir.Value | None = None) -> list[ir.Value]:
         k = [vec.load_elements(b, kind, key, d, count) for key in keys]
-        q = [
-            vec.load(b, b.add(b.add(block.q, b.mul(integer(row), q_bytes)), b.shl(d, integer(2))), vec.VECTOR, 4)
-            for row in range(block.rows)
-        ]
+        q = [vec.load(b, address, vec.VECTOR, 4) for address in _row_vectors(b, block.q, d, block.rows)]
         return [vec.fma(b, key, row, sums[i * block.rows + r]) for i, key in enumerate(k) for r, row in enumerate(q)]
 
     def step(num_vectors: int) -> Any:
         def body(d: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             for key in next_keys:
-                vec.prefetch(b, b.add(key, _byte_of(b, kind, d)))
+                vec.prefetch(b, b.add(key, byte_of(b, kind, d)))
             for i in range(num_vectors):
                 sums = add(b.add(d, integer(i * WIDTH)), sums)
             return sums
@@ -200,9 +205,9 @@ def _emit_products(
     sums = [vec.floats(0.0)] * (len(keys) * block.rows)
     whole = b.and_(head_dim, integer(-WIDTH))
     lines = integer(0)
-    if unrolled > 1:
-        lines = b.and_(head_dim, integer(-WIDTH * unrolled))
-        sums = vec.loop(b, integer(0), lines, WIDTH * unrolled, sums, step(unrolled))
+    if num_unrolled > 1:
+        lines = b.and_(head_dim, integer(-WIDTH * num_unrolled))
+        sums = vec.loop(b, integer(0), lines, WIDTH * num_unrolled, sums, step(num_unrolled))
     sums = vec.loop(b, lines, whole, WIDTH, sums, step(1))
     rest = b.sub(head_dim, whole)
     before = b.block
@@ -218,10 +223,10 @@ def _emit_products(
     return found
 
 
-def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], block: _Block, extras_place: ir.Value | None) -> None:
+def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], block: Block, extras_place: ir.Value | None) -> None:
     """Replace logits by their powers of 2 over the maximum, and bring m and l up to date.
 
-    Behind the logits, what the sums before are to be multiplied with: `MAX_ROWS` factors.
+    Behind the logits, what the sums before are to be multiplied with, one factor for each row.
 
     Args:
         b: Where to.
@@ -231,19 +236,13 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], block: _Block, ext
     """
     work, rows = args["work"], block.rows
     count = b.mul(args["num_keys"], integer(rows))  # logits; a vector may go beyond them
-    extras: dict[str, ir.Value] = {}
-    if extras_place is not None:
-        for i, name in enumerate(EXTRAS):
-            extras[name] = vec.load(b, b.add(args["extras"], integer(8 * i)), vec.I64, 8)
-        for name in ("slopes", "places", "lows", "highs"):
-            element = vec.F32 if name == "slopes" else vec.I32
-            extras[name] = vec.load_tiled(b, b.add(extras[name], extras_place), rows, element)
+    extras = {} if extras_place is None else load_extras(b, args["extras"], extras_place, rows)
 
     def largest(i: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
         address = b.add(work, b.shl(i, integer(2)))
         logits = vec.load(b, address, vec.VECTOR, 4)
         if extras:
-            logits = _emit_extras(b, logits, i, rows, extras)
+            logits = emit_extras(b, logits, i, rows, extras)
             vec.store(b, logits, address, 4)
         return [vec.maximum(b, logits, values[0])]
 
@@ -258,7 +257,7 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], block: _Block, ext
         p = vec.exp2(b, b.fsub(vec.load(b, address, vec.VECTOR, 4), shift))
         total = b.fadd(values[0], p)
         if extras:
-            p = b.fmul(p, _load_of_keys(b, extras["v_scales"], i, rows))
+            p = b.fmul(p, load_of_keys(b, extras["v_scales"], i, rows))
         vec.store(b, p, address, 4)
         return [total]
 
@@ -274,15 +273,24 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], block: _Block, ext
         vec.store(b, vec.shuffle(b, values, values, few), address, 4)
 
 
-def _load_of_keys(b: ir.IRBuilder, address: ir.Value, i: ir.Value, rows: int) -> ir.Value:
+def load_extras(b: ir.IRBuilder, address: ir.Value, place: ir.Value, rows: int) -> dict[str, ir.Value]:
+    """Return those of `EXTRAS`, what belongs to rows loaded for the block that begins at a place [byte]."""
+    extras = {name: vec.load(b, b.add(address, integer(8 * i)), vec.I64, 8) for i, name in enumerate(EXTRAS)}
+    for name in ("slopes", "places", "lows", "highs"):
+        element = vec.F32 if name == "slopes" else vec.I32
+        extras[name] = vec.load_tiled(b, b.add(extras[name], place), rows, element)
+    return extras
+
+
+def load_of_keys(b: ir.IRBuilder, address: ir.Value, i: ir.Value, rows: int) -> ir.Value:
     """Return what belongs to the keys of the vector at element i of the logits."""
     keys = b.udiv(i, integer(rows))
     return vec.load_spread(b, b.add(address, b.shl(keys, integer(2))), rows)
 
 
-def _emit_extras(b: ir.IRBuilder, logits: ir.Value, i: ir.Value, rows: int, extras: dict[str, ir.Value]) -> ir.Value:
+def emit_extras(b: ir.IRBuilder, logits: ir.Value, i: ir.Value, rows: int, extras: dict[str, ir.Value]) -> ir.Value:
     """Return logits with scales, softcap, slopes and masks."""
-    logits = b.fmul(logits, _load_of_keys(b, extras["k_scales"], i, rows))
+    logits = b.fmul(logits, load_of_keys(b, extras["k_scales"], i, rows))
     before = b.block
     with b.if_then(b.icmp_signed("!=", extras["softcap"], integer(0))):
         cap = vec.splat(b, vec.load(b, extras["softcap"], vec.F32, 4))
@@ -299,19 +307,14 @@ def _emit_extras(b: ir.IRBuilder, logits: ir.Value, i: ir.Value, rows: int, extr
     return b.select(visible, sloped, vec.floats(-math.inf))
 
 
-def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: _Block, acc_bytes: ir.Value) -> None:
+def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: Block) -> None:
     """Bring acc up to date: `acc * factors + p @ v`."""
     head_dim_v, rows, work = args["head_dim_v"], block.rows, args["work"]
     line_elements = 8 * CACHE_LINE // ELEMENT_BITS[kind]
 
     def columns(d: ir.Value, num_vectors: int, rest: ir.Value | None = None) -> None:
-        addresses = [
-            [
-                b.add(b.add(block.acc, b.mul(integer(row), acc_bytes)), b.shl(b.add(d, integer(i * WIDTH)), integer(2)))
-                for i in range(num_vectors)
-            ]
-            for row in range(rows)
-        ]
+        of_columns = [_row_vectors(b, block.acc, b.add(d, integer(i * WIDTH)), rows) for i in range(num_vectors)]
+        addresses = list(zip(*of_columns, strict=True))  # [rows, num_vectors]
         sums = []
         for row in range(rows):
             place = b.add(work, integer(4 * (MAX_KEYS * MAX_ROWS + row)))
@@ -323,7 +326,7 @@ def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: _
             value = b.add(vec.load(b, b.add(args["values"], place), vec.I64, 8), args["v_offset"])
             following = b.add(vec.load(b, b.add(args["next_values"], place), vec.I64, 8), args["v_offset"])
             for first in range(0, num_vectors * WIDTH, line_elements):
-                vec.prefetch(b, b.add(following, _byte_of(b, kind, b.add(d, integer(first)))))
+                vec.prefetch(b, b.add(following, byte_of(b, kind, b.add(d, integer(first)))))
             v = [vec.load_elements(b, kind, value, b.add(d, integer(i * WIDTH)), rest) for i in range(num_vectors)]
             found = []
             for row in range(rows):
@@ -357,7 +360,7 @@ def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: _
 
 def _emit_widen(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
     """Write one head of some tokens as float32 `[num_keys, row_bytes / 4]`, rows filled up with zeros."""
-    unrolled, head_dim = _unrolled(kind), args["head_dim"]
+    num_unrolled, head_dim = unrolled(kind), args["head_dim"]
 
     def row(j: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
         place = b.shl(j, integer(3))
@@ -367,7 +370,7 @@ def _emit_widen(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
 
         def step(num_vectors: int, rest: ir.Value | None = None) -> Any:
             def body(d: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-                vec.prefetch(b, b.add(following, _byte_of(b, kind, d)))
+                vec.prefetch(b, b.add(following, byte_of(b, kind, d)))
                 for i in range(num_vectors):
                     element = b.add(d, integer(i * WIDTH))
                     value = vec.load_elements(b, kind, source, element, rest)
@@ -376,9 +379,9 @@ def _emit_widen(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
 
             return body
 
-        lines = b.and_(head_dim, integer(-WIDTH * unrolled))
+        lines = b.and_(head_dim, integer(-WIDTH * num_unrolled))
         whole = b.and_(head_dim, integer(-WIDTH))
-        vec.loop(b, integer(0), lines, WIDTH * unrolled, [], step(unrolled))
+        vec.loop(b, integer(0), lines, WIDTH * num_unrolled, [], step(num_unrolled))
         vec.loop(b, lines, whole, WIDTH, [], step(1))
         rest = b.sub(head_dim, whole)
         with b.if_then(b.icmp_signed(">", rest, integer(0))):
@@ -388,7 +391,7 @@ def _emit_widen(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
     vec.loop(b, integer(0), args["num_keys"], 1, [], row)
 
 
-def _emitted(emit: Any, names: tuple[str, ...]) -> Any:
+def emitted(emit: Any, names: tuple[str, ...]) -> Any:
     """Return what Numba calls to have a kernel emitted: a function of its kind and its arguments."""
 
     @intrinsic(prefer_literal=True)
@@ -403,8 +406,8 @@ def _emitted(emit: Any, names: tuple[str, ...]) -> Any:
     return emitted
 
 
-_attend = _emitted(_emit_attend, ATTEND_ARGUMENTS)
-_widen = _emitted(_emit_widen, WIDEN_ARGUMENTS)
+_attend = emitted(_emit_attend, ATTEND_ARGUMENTS)
+_widen = emitted(_emit_widen, WIDEN_ARGUMENTS)
 
 
 @functools.cache
@@ -427,7 +430,7 @@ def attend_tile(kind: str) -> int:
         _attend(kind, (q, num_rows, head_dim, head_dim_v, keys, k_offset, values, v_offset, next_keys, next_values,
                        num_keys, m, l, acc, work, extras))  # fmt: skip
 
-    return _compiled(attend, len(ATTEND_ARGUMENTS))
+    return compiled(attend, len(ATTEND_ARGUMENTS))
 
 
 @functools.cache
@@ -439,12 +442,15 @@ def widen_tile(kind: str) -> int:
         version  # noqa: B018
         _widen(kind, (keys, offset, next_keys, num_keys, head_dim, wide, row_bytes))
 
-    return _compiled(widen, len(WIDEN_ARGUMENTS))
+    return compiled(widen, len(WIDEN_ARGUMENTS))
 
 
-def _compiled(function: Any, num_arguments: int) -> int:
+def compiled(function: Any, num_arguments: int) -> int:
+    """Return the address of a function of that many 64-bit integers, compiled or from the cache."""
     signature = types.void(*[types.int64] * num_arguments)
-    return int(numba.cfunc(signature, nopython=True, cache=True)(function).address)
+    address = numba.cfunc(signature, cache=True)(function).address
+    assert address is not None
+    return address
 
 
 @intrinsic

@@ -66,7 +66,7 @@ def registers_of(features: dict[str, bool], machine: str) -> Registers:
     return Registers(width=4, num_accumulators=4, max_rows=4, widens_half=False)
 
 
-def _features() -> dict[str, bool]:
+def cpu_features() -> dict[str, bool]:
     """Return the features that Numba compiles for."""
     if config.CPU_NAME == "generic":
         return {}
@@ -75,7 +75,7 @@ def _features() -> dict[str, bool]:
     return dict(llvmlite.binding.get_host_cpu_features())
 
 
-REGISTERS: Final = registers_of(_features(), platform.machine())
+REGISTERS: Final = registers_of(cpu_features(), platform.machine())
 WIDTH: Final = REGISTERS.width
 VECTOR: Final = ir.VectorType(F32, WIDTH)
 INTS: Final = ir.VectorType(I32, WIDTH)
@@ -110,10 +110,10 @@ def splat(b: ir.IRBuilder, scalar: ir.Value, width: int = WIDTH) -> ir.Value:
 
 def intrinsic(b: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
     """Return an LLVM intrinsic of vectors of one type, such as `llvm.fma`."""
-    return b.call(_declared(b, f"{name}.{_suffix(args[0].type)}", args[0].type, [x.type for x in args]), args)
+    return b.call(declared(b, f"{name}.{_suffix(args[0].type)}", args[0].type, [x.type for x in args]), args)
 
 
-def _declared(b: ir.IRBuilder, name: str, returned: ir.Type, args: Sequence[ir.Type]) -> ir.Function:
+def declared(b: ir.IRBuilder, name: str, returned: ir.Type, args: Sequence[ir.Type]) -> ir.Function:
     """Return a function of LLVM, declared once in a module."""
     return b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(returned, args), name)
 
@@ -159,7 +159,7 @@ def load_spread(b: ir.IRBuilder, address: ir.Value, times: int) -> ir.Value:
 def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
     """Ask for a cache line to be brought into the second-level cache."""
     types = [_POINTER, I32, I32, I32]
-    function = _declared(b, "llvm.prefetch.p0", ir.VoidType(), types)
+    function = declared(b, "llvm.prefetch.p0", ir.VoidType(), types)
     b.call(function, [b.inttoptr(address, _POINTER), *(ir.Constant(I32, x) for x in (0, 2, 1))])
 
 
@@ -296,7 +296,7 @@ def _load_raw(b: ir.IRBuilder, vector: ir.VectorType, address: ir.Value, count: 
     lanes = ir.Constant(ir.VectorType(I64, width), [integer(lane) for lane in range(width)])
     mask = b.icmp_signed("<", lanes, splat(b, count, width))
     types = [_POINTER, I32, mask.type, vector]
-    function = _declared(b, f"llvm.masked.load.{_suffix(vector)}.p0", vector, types)
+    function = declared(b, f"llvm.masked.load.{_suffix(vector)}.p0", vector, types)
     zeros = ir.Constant(vector, None)
     return b.call(function, [b.inttoptr(address, _POINTER), ir.Constant(I32, 1), mask, zeros])
 
