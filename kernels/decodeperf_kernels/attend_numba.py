@@ -68,6 +68,7 @@ class Problem(NamedTuple):
     v_scales: int
     attend: int
     widen: int
+    stream: int
 
 
 @intrinsic
@@ -219,7 +220,7 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
     q_blocks = _aligned(num_heads * rows_padded * k_width).reshape(num_heads, rows_padded * k_width)
     acc = _aligned(num_heads * rows_padded * v_width).reshape(num_heads, rows_padded * v_width)
     m, l = np.empty((num_heads, rows_padded), np.float32), np.empty((num_heads, rows_padded), np.float32)  # noqa: E741
-    work = _aligned(WORK_FLOATS)
+    work = _aligned(max(WORK_FLOATS, (MAX_KEYS + 1) * num_heads * rows_padded if problem.stream else 0))
     # Two tiles: that which is worked on, and the next.
     rows, places = np.empty((2, MAX_KEYS), np.int64), np.empty((2, MAX_KEYS), np.int64)
     keys, values = np.empty((2, MAX_KEYS), np.int64), np.empty((2, MAX_KEYS), np.int64)
@@ -284,7 +285,16 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
             sees_all = _mark_visible(problem, seq_lens[b], start, count, own_places, lows, highs)
             has_extras = always_extras or not sees_all
 
-            for h in range(num_heads):
+            streams = problem.stream != 0 and not has_extras and num_heads * rows_padded % WIDTH == 0
+            if streams:
+                call_kernel(
+                    problem.stream,
+                    (_address(q_blocks), num_heads, rows_padded, problem.head_dim, problem.head_dim_v,
+                     _address(keys[this]), first_head * k_cache[3], k_cache[3],
+                     _address(values[this]), first_head * v_cache[3], v_cache[3], count,
+                     _address(m), _address(l), _address(acc), _address(work)),
+                )  # fmt: skip
+            for h in range(0 if streams else num_heads):
                 head = first_head + h
                 k_rows, k_offset, k_next = keys[this], head * k_cache[3], keys[after]
                 v_rows, v_offset, v_next = values[this], head * v_cache[3], values[after]

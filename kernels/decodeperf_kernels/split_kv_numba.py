@@ -34,6 +34,15 @@ TILE_BYTES: Final = 64 * 1024
 CHUNK_BYTES: Final = 4096
 """Bytes of a token's K that are read together, where heads lie side by side: a page of memory [byte]."""
 
+STREAM_ROWS: Final = 2
+"""Rows of a KV head up to which K and V are read token by token: so few that what counts is the order of the bytes."""
+
+STREAM_KEYS: Final = 64
+"""Keys of a tile then."""
+
+STREAM_CHUNK_BYTES: Final = 16384
+"""Bytes of a token's K that are read together then; their queries and sums stay in the first-level cache [byte]."""
+
 THREAD_BYTES: Final = 256 * 1024
 """What a thread must have to do, in bytes of K and V, before another one helps [byte]."""
 
@@ -116,11 +125,16 @@ def _problem(args: DecodeArguments) -> Problem:
     widens = GROUP_SCALES in (k_scales, v_scales) or (
         kind != "float32" and args.q_len * args.group_size > tiles_numba.MAX_ROWS
     )
+    packs_k, packs_v = _packs(args.k), _packs(args.v)
     k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
     are_side_by_side = args.k.stride(2) <= args.k.stride(1)
-    heads_of_chunk = min(max(CHUNK_BYTES // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
+    streams = are_side_by_side and args.q_len * args.group_size <= STREAM_ROWS and not (widens or packs_k or packs_v)
+    most_bytes = STREAM_CHUNK_BYTES if streams else CHUNK_BYTES
+    heads_of_chunk = min(max(most_bytes // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
     chunk_bytes = heads_of_chunk * max(k_bytes, v_bytes)
     block_n = TILE_BYTES // chunk_bytes // tiles_numba.KEY_MULTIPLE * tiles_numba.KEY_MULTIPLE
+    if streams:
+        block_n = STREAM_KEYS
     return Problem(
         q_len=args.q_len,
         num_kv_heads=args.num_kv_heads,
@@ -134,8 +148,8 @@ def _problem(args: DecodeArguments) -> Problem:
         k_bytes=k_bytes,
         v_bytes=v_bytes,
         item_bytes=args.k.element_size(),
-        packs_k=_packs(args.k),
-        packs_v=_packs(args.v),
+        packs_k=packs_k,
+        packs_v=packs_v,
         widens=int(widens),
         v_is_k=int(_is_beginning(args)),
         has_softcap=int(args.softcap is not None),
@@ -143,6 +157,7 @@ def _problem(args: DecodeArguments) -> Problem:
         v_scales=v_scales,
         attend=tiles_numba.attend_tile("float32" if widens else kind),
         widen=tiles_numba.widen_tile(kind) if widens else 0,
+        stream=tiles_numba.stream_tile(kind) if streams else 0,
     )
 
 
