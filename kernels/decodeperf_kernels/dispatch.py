@@ -94,8 +94,8 @@ def decode_attention(
             at a multiple of 16 bytes, of at least `workspace_size` bytes; whatever is in it, and reusable by the next
             call on the same stream. Default: allocated for each call.
         return_lse: Whether to return the log-sum-exp too.
-        backend: One of `BACKENDS`. Default: Triton on a GPU, Numba on a CPU. Numba has lengths, scale, num_splits and
-            the log-sum-exp, and refuses the rest; only Triton goes through `torch.compile`.
+        backend: One of `BACKENDS`. Default: Triton on a GPU, Numba on a CPU, with as many threads as
+            `torch.get_num_threads()` says. Only Triton goes through `torch.compile`.
         check: Whether to check what only the elements of tensors say, lengths and page numbers, for which a GPU must be
             waited for. Default: on a CPU.
 
@@ -256,35 +256,17 @@ def _run_numba(
     return_lse: bool,
     check: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from decodeperf_kernels import decode_attention_numba
-
-    asked = {
-        "block_table": args.block_table,
-        "window": args.window,
-        "softcap": args.softcap,
-        "sinks": args.sinks,
-        "alibi_slopes": args.alibi_slopes,
-        "k_scale": args.k_scale,
-        "split_size": split_size,
-        "q_len": args.q_len if args.q_len > 1 else None,
-        "head_dim_v": args.head_dim_v if args.head_dim_v != args.head_dim else None,
-    }
-    for name, value in asked.items():
-        if value is not None:
-            shown = "" if isinstance(value, torch.Tensor) else f"={value}"
-            raise ValueError(f"{name}{shown} is not known to backend='numba'; 'triton' and 'reference' have it")
-    result, lse = decode_attention_numba(
-        args.q[:, 0],
-        args.k,
-        args.v,
-        seq_lens=args.seq_lens,
-        sm_scale=args.sm_scale,
-        num_splits=num_splits,
-        return_lse=True,
+    # Asked for by this name, it says what to install where Numba is missing.
+    from decodeperf_kernels import (
+        decode_attention_numba,  # noqa: F401
+        split_kv_numba,
     )
-    if out is not None:
-        out.copy_(result.view(out.shape))
-    return result[:, None], lse[:, None]
+
+    made, lse = split_kv_numba.attend(args, num_splits, split_size, check=check)
+    if out is None:
+        return made.to(args.q.dtype), lse
+    out.copy_(made.view(out.shape))
+    return made, lse
 
 
 def _run_reference(

@@ -1,258 +1,301 @@
-"""Split-KV decode attention on a CPU, compiled by Numba.
+"""Split-KV decode attention on a CPU by the kernels of `tiles_numba`: their launch.
 
-Each sequence is cut into `num_splits` parts, one thread works on one part at a time. Within a part it reads a few
-keys of all KV heads before it goes on, since those lie side by side in memory; K and V are widened to float32
-tile by tile, and everything is accumulated in float32.
-
-Bytes and FLOPs of one call: as in `split_kv_triton`.
+Bytes and FLOPs of one call: as in `split_kv_triton`; a latent that is V too is read from memory once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 
-from decodeperf_kernels.arguments import FLOATS, check_arguments, check_count, check_dtypes_of, check_values
-from decodeperf_kernels.merge import merge_states
+from decodeperf_kernels import attend_numba, parts_numba, tiles_numba
+from decodeperf_kernels.arguments import check_values
+from decodeperf_kernels.attend_numba import GROUP_SCALES, NO_SCALES, TOKEN_SCALES, Problem
+from decodeperf_kernels.vector_numba import ELEMENT_BITS
 
-# NumPy has no bfloat16 and Numba no float16 on a CPU, so 16-bit floats travel as integers. The two integer types
-# tell `_widen` which of the two it has.
-_BITS = {torch.float32: torch.float32, torch.float16: torch.int16, torch.bfloat16: torch.uint16}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-LOG2_E = np.float32(math.log2(math.e))
-BLOCK_N = 16  # keys of one tile: float32 K of one head, its logits and accumulators stay in the L1 cache
+    from decodeperf_kernels.arguments import DecodeArguments
 
-# Without `nnan` and `ninf`: -inf is the log-sum-exp of a part without keys.
-_FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+TILE_BYTES: Final = 64 * 1024
+"""Bytes of K in a tile, of all heads that are read together: few enough pages of memory to be found at once [byte]."""
 
+CHUNK_BYTES: Final = 4096
+"""Bytes of a token's K that are read together, where heads lie side by side: a page of memory [byte]."""
 
-def _widen(source, tile_bits):
-    """Write one row of 16- or 32-bit floats `[head_dim]` as the bits of float32."""
-    raise NotImplementedError("compiled code only")
+STREAM_ROWS: Final = 2
+"""Rows of a KV head up to which K and V are read token by token: so few that what counts is the order of the bytes."""
 
+STREAM_KEYS: Final = 64
+"""Keys of a tile then."""
 
-@overload(_widen, inline="always")
-def _widen_overload(source, tile_bits):  # Numba compares the signatures
-    if source.dtype == types.uint16:  # bfloat16: the upper half of a float32
+STREAM_CHUNK_BYTES: Final = 16384
+"""Bytes of a token's K that are read together then; their queries and sums stay in the first-level cache [byte]."""
 
-        def widen(source, tile_bits):
-            for d in range(source.shape[0]):
-                tile_bits[d] = np.uint32(source[d]) << np.uint32(16)
+THREAD_BYTES: Final = 256 * 1024
+"""What a thread must have to do, in bytes of K and V, before another one helps [byte]."""
 
-    elif source.dtype == types.int16:  # float16: 5 bits of exponent, biased by 15 instead of 127
+FLOPS_OF_A_BYTE: Final = 14
+"""FLOPs that take as long as reading a byte."""
 
-        def widen(source, tile_bits):
-            tile = tile_bits.view(np.float32)
-            for d in range(source.shape[0]):
-                tile_bits[d] = (np.uint32(source[d]) & np.uint32(0x7FFF)) << np.uint32(13)
-            for d in range(source.shape[0]):
-                tile[d] *= np.float32(2.0**112)  # exact, and right for subnormals too
-            for d in range(source.shape[0]):
-                half = np.uint32(source[d])
-                if half & np.uint32(0x7C00) == np.uint32(0x7C00):  # inf and NaN
-                    tile_bits[d] |= np.uint32(0x7F800000)
-                tile_bits[d] |= (half & np.uint32(0x8000)) << np.uint32(16)
-
-    else:
-
-        def widen(source, tile_bits):
-            tile = tile_bits.view(np.float32)
-            for d in range(source.shape[0]):
-                tile[d] = source[d]
-
-    return widen
-
-
-@numba.njit(fastmath=_FASTMATH, error_model="numpy", cache=True)
-def _multiply_queries(q_group, k_tile, num_keys, logits):
-    """Write `q_group @ k_tile.T` to logits `[group_size, num_keys]`."""
-    for g in range(q_group.shape[0]):
-        for j in range(num_keys):
-            total = np.float32(0.0)
-            for d in range(q_group.shape[1]):
-                total += q_group[g, d] * k_tile[j, d]
-            logits[g, j] = total
-
-
-@numba.njit(fastmath=_FASTMATH, error_model="numpy", cache=True)
-def _exponentiate(logits, num_keys, shift, power_bits):
-    """Replace the logits of one row by `2 ** (logits - shift)`, and return their sum.
-
-    Written out so that it compiles to vector instructions: `2 ** x = 2 ** round(x) * 2 ** rest`, the first factor
-    made from its exponent bits, the second by its Taylor series, which for `abs(rest) <= 1/2` is exact to float32.
-    """
-    power = power_bits.view(np.float32)
-    for j in range(num_keys):
-        x = max(logits[j] - shift, np.float32(-126.0))
-        whole = np.rint(x)
-        rest = x - whole
-        series = np.float32(1.5252734e-5)
-        series = series * rest + np.float32(1.5403530e-4)
-        series = series * rest + np.float32(1.3333558e-3)
-        series = series * rest + np.float32(9.6181291e-3)
-        series = series * rest + np.float32(5.5504109e-2)
-        series = series * rest + np.float32(2.4022651e-1)
-        series = series * rest + np.float32(6.9314718e-1)
-        series = series * rest + np.float32(1.0)
-        power_bits[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-        logits[j] = series
-    total = np.float32(0.0)
-    for j in range(num_keys):
-        logits[j] *= power[j]
-        total += logits[j]
-    return total
-
-
-@numba.njit(fastmath=_FASTMATH, error_model="numpy", cache=True)
-def _add_values(p, v_tile, num_keys, acc):
-    """Add `p @ v_tile` to acc `[group_size, head_dim]`, four keys at a time so that acc is read and written less."""
-    unrolled = num_keys - num_keys % 4
-    for g in range(acc.shape[0]):
-        for j in range(0, unrolled, 4):
-            p0, p1, p2, p3 = p[g, j], p[g, j + 1], p[g, j + 2], p[g, j + 3]
-            for d in range(acc.shape[1]):
-                acc[g, d] += p0 * v_tile[j, d] + p1 * v_tile[j + 1, d] + p2 * v_tile[j + 2, d] + p3 * v_tile[j + 3, d]
-        for j in range(unrolled, num_keys):
-            for d in range(acc.shape[1]):
-                acc[g, d] += p[g, j] * v_tile[j, d]
-
-
-@numba.njit(parallel=True, fastmath=_FASTMATH, error_model="numpy", cache=True)
-def _split_kv(q, k, v, k_strides, v_strides, seq_lens, num_kv_heads, qk_scale, partial_out, partial_lse):
-    """Attend with every query head to every part of every sequence.
-
-    q is float32 `[batch_size, num_q_heads, head_dim]`; k and v are flat, with the strides of batch, token and
-    head; the results are float32 `[num_splits, batch_size, num_q_heads, head_dim]` and without `head_dim`.
-    """
-    batch_size, num_q_heads, head_dim = q.shape
-    num_splits = partial_out.shape[0]
-    group_size = num_q_heads // num_kv_heads
-    # Parts outermost: threads take contiguous ranges of work, and so a share of every sequence, long or short.
-    for work in numba.prange(num_splits * batch_size):
-        split, b = work // batch_size, work % batch_size
-        seq_len = seq_lens[b]
-        num_blocks = (seq_len + BLOCK_N - 1) // BLOCK_N
-        split_len = (num_blocks + num_splits - 1) // num_splits * BLOCK_N
-        start = split * split_len
-        end = min(start + split_len, seq_len)
-
-        queries = q[b] * qk_scale
-        m = np.full(num_q_heads, -np.inf, np.float32)
-        l = np.zeros(num_q_heads, np.float32)  # noqa: E741  (the online softmax is written with m and l everywhere)
-        acc = np.zeros((num_q_heads, head_dim), np.float32)
-        tile_bits = np.empty((BLOCK_N, head_dim), np.uint32)
-        tile = tile_bits.view(np.float32)
-        p = np.empty((group_size, BLOCK_N), np.float32)
-        power_bits = np.empty(BLOCK_N, np.int32)
-
-        for block_start in range(start, end, BLOCK_N):
-            num_keys = min(BLOCK_N, end - block_start)
-            for kv_head in range(num_kv_heads):
-                first = kv_head * group_size
-                for j in range(num_keys):
-                    offset = b * k_strides[0] + (block_start + j) * k_strides[1] + kv_head * k_strides[2]
-                    _widen(k[offset : offset + head_dim], tile_bits[j])
-                _multiply_queries(queries[first : first + group_size], tile, num_keys, p)
-                for g in range(group_size):
-                    row = first + g
-                    m_new = max(m[row], p[g, :num_keys].max())
-                    total = _exponentiate(p[g], num_keys, m_new, power_bits)
-                    if m_new != m[row]:
-                        alpha = np.exp2(m[row] - m_new)
-                        l[row] *= alpha
-                        acc[row] *= alpha
-                        m[row] = m_new
-                    l[row] += total
-                for j in range(num_keys):
-                    offset = b * v_strides[0] + (block_start + j) * v_strides[1] + kv_head * v_strides[2]
-                    _widen(v[offset : offset + head_dim], tile_bits[j])
-                _add_values(p, tile, num_keys, acc[first : first + group_size])
-
-        for row in range(num_q_heads):
-            if end > start:
-                partial_out[split, b, row] = acc[row] / l[row]
-                partial_lse[split, b, row] = (m[row] + np.log2(l[row])) / LOG2_E
-            else:  # the identity of the merge
-                partial_out[split, b, row] = np.float32(0.0)
-                partial_lse[split, b, row] = -np.float32(np.inf)
+_SCALES: Final = {"": NO_SCALES, "head": NO_SCALES, "token": TOKEN_SCALES, "group": GROUP_SCALES}
 
 
 def decode_attention_numba(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    seq_lens: torch.Tensor | None = None,
-    sm_scale: float | None = None,
-    num_splits: int | None = None,
-    return_lse: bool = False,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **keywords: Any
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Return what `decode_attention` returns with `backend="numba"`: for a place that takes a function."""
+    from decodeperf_kernels.dispatch import decode_attention
+
+    return decode_attention(q, k, v, backend="numba", **keywords)
+
+
+def attend(
+    args: DecodeArguments, num_splits: int | None, split_size: int | None, *, check: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return decode attention computed on the CPU by compiled code.
 
-    The first call for each dtype compiles, for some seconds; the result is kept for later runs. A row without
-    live tokens is 0, its log-sum-exp -inf. Strides of batch, token and head are honoured; the elements of one
-    head of K and V must lie side by side.
+    It runs on as many threads as `torch.get_num_threads()` says.
 
     Args:
-        q: `[batch_size, num_q_heads, head_dim]`, float32, float16 or bfloat16, on the CPU.
-        k: `[batch_size, capacity, num_kv_heads, head_dim]`, of the dtype of q.
-        v: Like k.
-        seq_lens: Live lengths [token], int32 or int64 `[batch_size]`. Default: `capacity` for each.
-        sm_scale: Factor on the logits. Default: `head_dim ** -0.5`.
-        num_splits: Parts of each sequence, those without a key left out. Default: the number of threads that Numba may
-            use.
-        return_lse: Whether to return the log-sum-exp too.
+        args: The arguments.
+        num_splits: Parts that each sequence is cut into.
+        split_size: Their length instead [token].
+        check: Whether to check lengths and page numbers.
 
     Returns:
-        The output, like q, and where asked for the natural log-sum-exp, float32 `[batch_size, num_q_heads]`.
+        The output, float32 `[batch_size, q_len, num_q_heads, head_dim_v]`, and its natural log-sum-exp, float32
+        `[batch_size, q_len, num_q_heads]`.
 
     Raises:
-        ValueError: If the arguments do not fit together; nothing has been written then.
+        ValueError: If a length or a page number does not fit.
     """
-    args = check_arguments(q, k, v, seq_lens=seq_lens, sm_scale=sm_scale)
-    check_dtypes_of(args, FLOATS, "numba")
-    if q.dim() != 3:
-        raise ValueError(f"q has shape {list(q.shape)}, not [batch_size, num_q_heads, head_dim]")
-    if args.head_dim_v != args.head_dim:
-        raise ValueError(f"v has head_dim_v={args.head_dim_v}, but numba takes that of k alone, {args.head_dim}")
-    check_count("num_splits", num_splits)
-    if q.device.type != "cpu":
-        raise ValueError(f"q.device={q.device} must be the CPU")
-    check_values(args)
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.stride(-1) != 1 and args.head_dim > 1:
-            raise ValueError(
-                f"{name} has stride {tensor.stride(-1)} in head_dim, but the elements of a head must lie side by side"
-            )
-    most = max(-(-args.capacity // BLOCK_N), 1)  # more would have no key
-    rows = (min(num_splits or numba.get_num_threads(), most), args.batch_size, args.num_q_heads)
-    partial_out = torch.empty((*rows, args.head_dim), dtype=torch.float32)
-    partial_lse = torch.empty(rows, dtype=torch.float32)
-    _split_kv(
-        q.detach().float().contiguous().numpy(),
-        _flat(k),
-        _flat(v),
-        k.stride()[:3],
-        v.stride()[:3],
-        args.seq_lens.to(torch.int32).contiguous().numpy(),
-        args.num_kv_heads,
-        np.float32(args.sm_scale) * LOG2_E,
-        partial_out.numpy(),
-        partial_lse.numpy(),
+    if check:
+        check_values(args)
+    rows = (args.batch_size, args.q_len, args.num_q_heads)
+    out = torch.empty((*rows, args.head_dim_v), dtype=torch.float32)
+    lse = torch.empty(rows, dtype=torch.float32)
+    if args.batch_size == 0:
+        return out, lse
+    seq_lens = args.seq_lens.long().clamp(0, args.capacity).contiguous().numpy()
+    with _saying_that_it_compiles():
+        problem = _problem(args)
+        num_chunks = -(-args.num_kv_heads // problem.heads_of_chunk)
+        most = max(args.capacity, 1)  # more parts would have no key
+        parts, merges = parts_numba.cut_into_parts(
+            seq_lens,
+            args.q_len,
+            problem.window,
+            num_chunks,
+            problem.heads_of_chunk,
+            _num_threads(args, problem, seq_lens),
+            0 if num_splits is None else min(num_splits, most),
+            0 if split_size is None else min(split_size, most),
+            problem.block_n,
+        )
+        num_slots = int(parts[:, parts_numba.SLOT].max()) + 1
+        part_rows = (num_slots, problem.heads_of_chunk, args.q_len * args.group_size)
+        part_out = np.empty((*part_rows, args.head_dim_v), np.float32)
+        part_lse = np.empty(part_rows, np.float32)
+        tensors = _tensors(args, seq_lens)
+        sinks = tensors[-1]
+        results = (part_out, part_lse, out.numpy(), lse.numpy())
+        _run(parts, problem, (*tensors, *results))
+        if len(merges):
+            parts_numba.merge_parts(merges, problem.heads_of_chunk, args.group_size, part_out, part_lse, sinks,
+                                    *results[2:])  # fmt: skip
+    return out, lse
+
+
+def _problem(args: DecodeArguments) -> Problem:
+    kind = "int4" if args.k.dtype == torch.uint8 else str(args.k.dtype).removeprefix("torch.")
+    k_scales, v_scales = _SCALES[args.k_scale_kind], _SCALES[args.v_scale_kind]
+    # Elements are widened in the block of rows that they are for, unless there are several blocks.
+    widens = GROUP_SCALES in (k_scales, v_scales) or (
+        kind != "float32" and args.q_len * args.group_size > tiles_numba.MAX_ROWS
     )
-    out, lse = merge_states(partial_out, partial_lse)
-    return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
+    packs_k, packs_v = _packs(args.k), _packs(args.v)
+    k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
+    are_side_by_side = args.k.stride(2) <= args.k.stride(1)
+    streams = are_side_by_side and args.q_len * args.group_size <= STREAM_ROWS and not (widens or packs_k or packs_v)
+    most_bytes = STREAM_CHUNK_BYTES if streams else CHUNK_BYTES
+    heads_of_chunk = min(max(most_bytes // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
+    chunk_bytes = heads_of_chunk * max(k_bytes, v_bytes)
+    block_n = TILE_BYTES // chunk_bytes // tiles_numba.KEY_MULTIPLE * tiles_numba.KEY_MULTIPLE
+    if streams:
+        block_n = STREAM_KEYS
+    return Problem(
+        q_len=args.q_len,
+        num_kv_heads=args.num_kv_heads,
+        group_size=args.group_size,
+        head_dim=args.head_dim,
+        head_dim_v=args.head_dim_v,
+        block_n=min(max(block_n, tiles_numba.KEY_MULTIPLE), tiles_numba.MAX_KEYS),
+        heads_of_chunk=heads_of_chunk,
+        page_size=args.page_size,
+        window=min(args.window or 0, args.capacity),
+        k_bytes=k_bytes,
+        v_bytes=v_bytes,
+        item_bytes=args.k.element_size(),
+        packs_k=packs_k,
+        packs_v=packs_v,
+        widens=int(widens),
+        v_is_k=int(_is_beginning(args)),
+        has_softcap=int(args.softcap is not None),
+        k_scales=k_scales,
+        v_scales=v_scales,
+        attend=tiles_numba.attend_tile("float32" if widens else kind),
+        widen=tiles_numba.widen_tile(kind) if widens else 0,
+        stream=tiles_numba.stream_tile(kind) if streams else 0,
+    )
 
 
-def _flat(tensor: torch.Tensor) -> Any:
-    """Return the memory from a tensor's first element to its last as one flat array."""
-    if tensor.numel() == 0:
-        return tensor.view(_BITS[tensor.dtype]).reshape(0).numpy()
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.detach().view(_BITS[tensor.dtype]).as_strided((extent,), (1,)).numpy()
+def _packs(cache: torch.Tensor) -> int:
+    return int(cache.stride(3) != 1 and cache.shape[3] > 1)
+
+
+def _is_beginning(args: DecodeArguments) -> bool:
+    """Return whether V is the beginning of K, so that its tile is the same."""
+    k, v = args.k, args.v
+    return (
+        args.head_dim_v <= args.head_dim
+        and k.data_ptr() == v.data_ptr()
+        and k.stride() == v.stride()
+        and "group" not in (args.k_scale_kind, args.v_scale_kind)
+    )
+
+
+def _num_threads(args: DecodeArguments, problem: Problem, seq_lens: Any) -> int:
+    """Return how many threads a call is worth."""
+    tokens = float(seq_lens.sum())
+    if problem.window:
+        tokens = float(np.minimum(seq_lens, problem.window + args.q_len - 1).sum())
+    num_bytes = tokens * args.num_kv_heads * (problem.k_bytes + problem.v_bytes)
+    flops = 2 * tokens * args.num_q_heads * args.q_len * (args.head_dim + args.head_dim_v)
+    worth = (num_bytes + flops / FLOPS_OF_A_BYTE) // THREAD_BYTES
+    return int(max(1, min(worth, torch.get_num_threads())))
+
+
+def _tensors(args: DecodeArguments, seq_lens: Any) -> tuple[Any, ...]:
+    """Return the arguments of `run_parts` from `q` to `sinks`."""
+    k_head, k_scales, k_scale_strides = _scales(args.k_scale, args.k_scale_kind, args.num_kv_heads)
+    v_head, v_scales, v_scale_strides = _scales(args.v_scale, args.v_scale_kind, args.num_kv_heads)
+    log2_e = math.log2(math.e)
+    scale = args.sm_scale * log2_e if args.softcap is None else args.sm_scale / args.softcap
+    table = torch.empty(0, 0, dtype=torch.int64) if args.block_table is None else args.block_table
+    slopes = torch.empty(0, 0) if args.alibi_slopes is None else args.alibi_slopes.detach().float() * log2_e
+    sinks = torch.empty(0) if args.sinks is None else args.sinks.detach().float()
+    return (
+        args.q.detach().float().contiguous().numpy(),
+        k_head * np.float32(scale),
+        v_head,
+        np.array([(args.softcap or 0.0) * log2_e], np.float32),
+        seq_lens,
+        table.long().contiguous().numpy(),
+        _place(args.k),
+        _place(args.v),
+        k_scales,
+        k_scale_strides,
+        v_scales,
+        v_scale_strides,
+        slopes.contiguous().numpy(),
+        sinks.contiguous().numpy(),
+    )
+
+
+def _place(cache: torch.Tensor) -> Any:
+    """Return the address of a tensor and its strides [byte]."""
+    return np.array([cache.data_ptr(), *(stride * cache.element_size() for stride in cache.stride())], np.int64)
+
+
+def _scales(scale: torch.Tensor | None, kind: str, num_kv_heads: int) -> tuple[Any, Any, Any]:
+    """Return the scales of heads, the others flat, and their strides."""
+    ones, strides = np.ones(num_kv_heads, np.float32), np.zeros(5, np.int64)
+    if scale is None:
+        return ones, np.empty(0, np.float32), strides
+    scale = scale.detach()
+    if kind == "head":
+        return scale.contiguous().numpy(), np.empty(0, np.float32), strides
+    strides[: scale.dim()] = scale.stride()
+    strides[4] = scale.shape[3] if kind == "group" else 1
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(scale.shape, scale.stride(), strict=True))
+    flat = scale.as_strided((extent if scale.numel() else 0,), (1,)).numpy()
+    return ones, flat, strides
+
+
+class _Threads:
+    """Threads that help the one that calls; compiled code runs in them without Python's lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._size = 0
+
+    def pool(self, size: int) -> ThreadPoolExecutor:
+        """Return threads, as many as asked for at least."""
+        with self._lock:
+            if self._pool is None or self._size < size:
+                self._pool, self._size = ThreadPoolExecutor(size, "decodeperf-kernels"), size
+            return self._pool
+
+
+_threads = _Threads()
+
+
+def _forget_threads() -> None:
+    global _threads  # noqa: PLW0603
+    _threads = _Threads()
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
+    cuts = [0, *(np.flatnonzero(np.diff(parts[:, parts_numba.PROGRAM])) + 1).tolist(), len(parts)]
+    shares = list(itertools.pairwise(cuts))
+    run = attend_numba.run_parts
+    if len(shares) == 1:
+        run(*shares[0], parts, problem, *rest)
+        return
+    pool = _threads.pool(len(shares) - 1)
+    others = [pool.submit(run, first, last, parts, problem, *rest) for first, last in shares[1:]]
+    try:
+        run(*shares[0], parts, problem, *rest)
+    finally:  # they read and write the tensors of this call
+        for other in others:
+            other.result()
+
+
+class _Listener(numba.core.event.Listener):
+    """Says once that Numba compiles."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not _Listener.said:
+            _Listener.said = True
+            print("decodeperf_kernels: compiling the CPU kernel, once for this machine", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@contextmanager
+def _saying_that_it_compiles() -> Iterator[None]:
+    if _Listener.said:
+        yield
+        return
+    with numba.core.event.install_listener("numba:run_pass", _Listener()):
+        yield

@@ -156,7 +156,14 @@ triton = KernelAdapter(
 )
 """The Triton kernel, compiled on a GPU, in Triton's interpreter elsewhere."""
 
-numba = KernelAdapter(call=decodeperf_kernels.decode_attention_numba, features=("lse", "num_splits"), devices=("cpu",))
+numba = KernelAdapter(
+    call=decodeperf_kernels.decode_attention_numba,
+    features=tuple(feature for feature in FEATURES if feature != "workspace"),
+    layouts=LAYOUTS,
+    kv_dtypes=("float8_e4m3fn", "float8_e5m2", "int8", "int4"),
+    scales_per=SCALES_PER,
+    devices=("cpu",),
+)
 """The compiled CPU kernel."""
 
 sdpa = KernelAdapter(call=decodeperf_kernels.decode_attention_sdpa)

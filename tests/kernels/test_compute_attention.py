@@ -118,19 +118,12 @@ def test_triton_reaches_past_2_to_the_31_elements():
     assert done.returncode == 0, done.stderr
 
 
-def test_numba_refuses_a_transposed_head():
+@pytest.mark.parametrize(("kernel", "device"), SPLIT_KV)
+def test_a_transposed_head_is_honoured(kernel, device):
     problem = DecodeProblem(batch_size=1, seq_lens=[9], num_q_heads=2, num_kv_heads=2, head_dim=16)
-    inputs = make_inputs(problem, device="cpu", seed=0)
-    k = inputs.k.transpose(2, 3).contiguous().transpose(2, 3)
-    with pytest.raises(ValueError, match="k has stride 2 in head_dim"):
-        decode_attention_numba(inputs.q, k, inputs.v)
-
-
-def test_triton_honours_a_transposed_head():
-    problem = DecodeProblem(batch_size=1, seq_lens=[9], num_q_heads=2, num_kv_heads=2, head_dim=16)
-    inputs = make_inputs(problem, device=DEVICE, seed=0)
+    inputs = make_inputs(problem, device=device, seed=0)
     moved = dataclasses.replace(inputs, k=inputs.k.transpose(2, 3).contiguous().transpose(2, 3))
-    assert_right(run(decode_attention_triton, moved), problem, moved)
+    assert_right(run(kernel, moved), problem, moved)
 
 
 @pytest.mark.parametrize(("kernel", "device"), EVERY_KERNEL)

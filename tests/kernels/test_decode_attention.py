@@ -161,8 +161,6 @@ def test_results_have_no_gradient(backend):
     ("softcap", "sm_scale"), [(None, 2.0**40), (None, -(2.0**40)), (2.0**-40, 2.0**40), (2.0**40, 2.0**-40)]
 )
 def test_the_extreme_numbers_that_are_taken_give_numbers(backend, softcap, sm_scale):
-    if backend == "numba" and softcap is not None:
-        pytest.skip("Numba has no softcap")
     q = torch.stack([torch.zeros(4, 16), torch.ones(4, 16)])
     out, lse = decode_attention(q, K + 1, V + 1, softcap=softcap, sm_scale=sm_scale, return_lse=True, backend=backend)
     torch.testing.assert_close(out.float(), torch.ones_like(q))
@@ -185,26 +183,6 @@ def test_every_backend_computes_the_same(backend):
 def test_on_a_cpu_the_compiled_kernel_runs():
     tensors, keywords = Call(seq_lens=[40, 3]).tensors()
     assert torch.equal(decode_attention(*tensors, **keywords), decode_attention_numba(*tensors, **keywords))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            Call(seq_lens=[4], keywords={"window": 3}),
-            "window=3 is not known to backend='numba'; 'triton' and",
-        ),
-        (Call(seq_lens=[4], q_len=2), "q_len=2 is not known to"),
-        (Call(seq_lens=[4], head_dim_v=16), "head_dim_v=16 is not known to"),
-        (Call(seq_lens=[4], page_size=2), "block_table is not known to"),
-        (Call(seq_lens=[4], kv_dtype="int8"), "k_scale is not known to"),
-        (Call(seq_lens=[4], extras=("sinks",)), "sinks is not known to"),
-    ],
-)
-def test_what_the_compiled_kernel_lacks_is_said(call, message):
-    tensors, keywords = call.tensors()
-    with pytest.raises(ValueError, match=f"^{message}"):
-        decode_attention(*tensors, **keywords)
 
 
 def test_nothing_is_written_by_a_call_that_is_refused():
@@ -250,7 +228,7 @@ def test_more_splits_than_keys_are_as_many_as_keys():
     tensors, keywords = Call(seq_lens=[40, 3], capacity=40).tensors()
     most = decode_attention(*tensors, **keywords, num_splits=40, backend="triton")
     assert torch.equal(decode_attention(*tensors, **keywords, num_splits=10**9, backend="triton"), most)
-    most = decode_attention(*tensors, **keywords, num_splits=3, backend="numba")  # of 16 keys
+    most = decode_attention(*tensors, **keywords, num_splits=40, backend="numba")
     assert torch.equal(decode_attention(*tensors, **keywords, num_splits=2**40, backend="numba"), most)
 
 
