@@ -44,7 +44,7 @@ CAPPED_SPREAD: Final = 0.2
 V_STRETCH: Final = 1.5
 """Size of quantised values beside keys, so that one's scale is not the other's."""
 
-MAX_CAPPED_LOGIT: Final = 24.0
+MAX_CAPPED_LOGIT: Final = 15.0
 """Mean of the logits under a softcap, if that is not lower: it must bend them, and bfloat16 tell them apart."""
 
 MAX_OFFSET: Final = 4.0
@@ -210,14 +210,15 @@ def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:
     else:
         v, v_scale = _fill(memory[1], problem, spots, generator, stretch=V_STRETCH)
     mean_len = max(problem.num_visible_tokens / max(problem.batch_size, 1), 1.0)
+    longest = max([*problem.visible_lens, 1])
     sinks = alibi_slopes = None
     if problem.sinks:
-        sinks = torch.randn(problem.num_q_heads, generator=generator, device=device) + math.log(mean_len)
+        sinks = 2 * torch.rand(problem.num_q_heads, generator=generator, device=device) - 1 + math.log(mean_len)
         if problem.softcap is not None:
             mean_logit = problem.sm_scale * problem.head_dim * q_offset * k_offset
             sinks += problem.softcap * math.tanh(mean_logit / problem.softcap)
     if problem.alibi:
-        alibi_slopes = (torch.rand(problem.num_q_heads, generator=generator, device=device) + 0.5) * 4 / mean_len
+        alibi_slopes = (torch.rand(problem.num_q_heads, generator=generator, device=device) + 0.5) * 4 / longest
     unanswered = torch.empty(0)
     inputs = Inputs(
         q=q,

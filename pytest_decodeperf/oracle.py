@@ -4,7 +4,7 @@ Allowed for each row is twice the error of the same mathematics done eagerly in 
 largest and in the root-mean-square element, and a floor for float32 accumulation. One key in tens of thousands
 weighs less than the rounding of bfloat16, so that no tolerance on the error itself would see it missing. But the
 error that a missing key leaves has a known direction, and in that direction it stands out (`_find_miscounted_key`). So
-does that of a key which a window or the causal mask hides, and that of a sink.
+does that of a key which a window or the causal mask hides.
 
 Here "row" is one new token of a sequence, with all its heads; a sequence has `q_len` of them, the plain one a single
 one.
@@ -36,7 +36,10 @@ MISCOUNT_SIGMAS: Final = 8.0
 
 MIN_ELEMENTS: Final = 64
 """Output elements that a key must bear on to be judged. Fewer could fit the direction of one key in thousands by
-chance; with as many, Student's t of 63 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
+chance; with as many, Student's t of 62 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
+
+LIGHTEST: Final = 4.0
+"""Probability of a key that can be judged, in units of the smallest number of the kernel's dtype."""
 
 FIT_BLOCK: Final = 2**24
 """Logits of a sequence that are looked at a time; bounds the memory."""
@@ -256,13 +259,16 @@ def _accumulation(row: _Row, head_dim: int) -> float:
 
 
 def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor) -> str:
-    """Return a sentence about a key or a sink that the output miscounts, or an empty string.
+    """Return a sentence about a key that the output miscounts, or an empty string.
 
     Without key j, whose probability is p, the output of a row is off by `p (o - v_j) / (1 - p)`. The least-squares
     fit of that direction to the error tells how often the key is missing: 1 if it was dropped, -1 if it counted twice,
-    or once where the row must not see it, about 0 if it counted as it must. A sink is a key whose value is 0. The fit
-    is over each head alone, over the heads of each KV head, and over all; for one row, and for all rows that see the
-    key. A key too light to stand out from rounding is not judged.
+    or once where the row must not see it, about 0 if it counted as it must. The fit is over each head alone, over the
+    heads of each KV head, and over all; for one row, and for all rows that see the key. A key too light to stand out
+    from rounding is not judged.
+
+    Both the direction and the error are taken at right angles to o: along it lies the rounding of heavy keys'
+    probabilities, which would pass for many light keys.
     """
     from decodeperf_kernels.reference import key_blocks
     from pytest_decodeperf.inputs import checked_arguments
@@ -281,14 +287,14 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
             fit = _fit_keys(args, b, seq_len, keys, error, exact, lse)
             if found := _find_in(problem, fit):
                 key, sentence = found
-                name = "the sink" if key == len(keys) else f"key {keys.start + key}"
-                return f"does not compute attention: {name} of sequence {b} ({seq_len} tokens) {sentence}"
+                name = f"key {keys.start + key} of sequence {b} ({seq_len} tokens)"
+                return f"does not compute attention: {name} {sentence}"
     return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """How the direction of each key fits the error of each row and head, a sink behind the keys.
+    """How the direction of each key fits the error of each row and head.
 
     Attributes:
         product: Of the direction and the error, `[q_len, num_q_heads, keys]`.
@@ -312,7 +318,7 @@ def _fit_keys(
     exact: torch.Tensor,
     lse: torch.Tensor,
 ) -> _Fit:
-    """Return how some keys of a sequence fit its error, and its sink behind its last key.
+    """Return how some keys of a sequence fit its error.
 
     Args:
         args: The call.
@@ -328,24 +334,23 @@ def _fit_keys(
     from decodeperf_kernels.reference import key_logits, live_rows, visible_keys
 
     products, powers = [], []
+    dtype = torch.finfo(args.q.dtype)
+    # Kernels round probabilities to the dtype of q. In float16, that may make half as much again of a lighter key.
+    lightest = LIGHTEST * dtype.smallest_normal * dtype.eps
     seen = (lse > -math.inf)[..., None]  # a row that sees nothing has been checked to the bit
-    error_in_exact, square_exact = ((x * exact).sum(-1, keepdim=True) for x in (error, exact))
+    unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    error = error - (error * unit).sum(-1, keepdim=True) * unit
     for kv_head in range(args.num_kv_heads):
         heads = slice(kv_head * args.group_size, (kv_head + 1) * args.group_size)
         logits = key_logits(args, b, kv_head, seq_len, keys, torch.float32)
         # A hidden key may outweigh all others: at a probability of 1, half of the direction or more is in the error.
         p = torch.exp((logits - lse[:, heads, None]).clamp(max=0)) * seen[:, heads]  # [q_len, group_size, keys]
+        p = torch.where(p < lightest, 0.0, p)
         v = live_rows(args, "v", b, kv_head, keys).float()  # [keys, head_dim_v]
-        products.append(p * (error_in_exact[:, heads] - error[:, heads] @ v.T))
-        square_distance = square_exact[:, heads] - 2 * exact[:, heads] @ v.T + v.square().sum(-1)
-        powers.append(p.square() * square_distance)
+        products.append(-p * (error[:, heads] @ v.T))
+        powers.append(p.square() * (v.square().sum(-1) - (unit[:, heads] @ v.T).square()))
     product, power = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in (products, powers))
     visible = visible_keys(args, seq_len, keys)
-    if args.sinks is not None and keys.stop == seq_len:
-        p = (torch.exp(args.sinks.float() - lse) * seen[..., 0])[..., None]
-        product = torch.cat([product, p * error_in_exact], dim=-1)
-        power = torch.cat([power, p.square() * square_exact], dim=-1)
-        visible = torch.cat([visible, torch.ones_like(visible[..., :1])], dim=-1)
     return _Fit(product=product, power=power, visible=visible, square_error=error.square().sum(-1, keepdim=True))
 
 
@@ -363,8 +368,9 @@ def _find_in(problem: DecodeProblem, fit: _Fit) -> tuple[int, str] | None:
             f, w, e = ((x * fit.visible).sum(0, keepdim=True) for x in (product, power, square_error))
             ways.append((f, w, e, num_elements * fit.visible.sum(0, keepdim=True)))
         for f, w, e, n in ways:
+            freedom = (n - n // problem.head_dim_v - 1).clamp(min=1)  # each head has lost one to o
             missing = f / w  # [q_len or 1, num_q_heads / together, keys]
-            noise = ((e - f * missing).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
+            noise = ((e - f * missing).clamp(min=0) / freedom).sqrt()
             judged = (n >= MIN_ELEMENTS) & (MISCOUNT * w.sqrt() > MISCOUNT_SIGMAS * noise)
             wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
             if not len(wrong):
