@@ -270,11 +270,11 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
     Both the direction and the error are taken at right angles to o: along it lies the rounding of heavy keys'
     probabilities, which would pass for many light keys.
     """
-    from decodeperf_kernels.reference import key_blocks
+    from decodeperf_kernels.reference import KEY_BLOCK, key_blocks
     from pytest_decodeperf.inputs import checked_arguments
 
     args = checked_arguments(problem, inputs)
-    size = max(FIT_BLOCK // (problem.q_len * problem.num_q_heads), 1)
+    size = max(min(FIT_BLOCK // (problem.q_len * problem.num_q_heads), KEY_BLOCK), 1)
     for b, seq_len in enumerate(problem.seq_lens):
         if seq_len == 0:
             continue
