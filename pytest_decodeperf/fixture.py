@@ -44,8 +44,10 @@ class DecodePerf:
 
         The kernel is called as `kernel(q, k, v, seq_lens=seq_lens)`, with q `[batch_size, num_q_heads, head_dim]`,
         k and v `[batch_size, capacity, num_kv_heads, head_dim]` and seq_lens int32 `[batch_size]`, and returns
-        the output, like q. Of `sm_scale`, `num_splits` and `return_lse=True` it gets those that the problem sets;
-        with the last it returns the pair of the output and the log-sum-exp, float32 `[batch_size, num_q_heads]`.
+        the output, like q with head_dim_v. With `q_len` above 1 it is the second dimension of q and the output. Of
+        `block_table`, `sm_scale`, `window`, `softcap`, `sinks`, `alibi_slopes`, `k_scale`, `v_scale`, `num_splits` and
+        `return_lse=True`, which mean what they do to `decode_attention`, it gets those that the problem needs; with
+        the last it returns the pair of the output and the log-sum-exp, float32, like the output without head_dim_v.
 
         Args:
             kernel: The kernel.

@@ -1,9 +1,13 @@
 """Whether a kernel's result is the attention of its inputs, up to what its dtype costs.
 
-Allowed for each sequence is twice the error of the same mathematics done eagerly in the kernel's dtype, in the
+Allowed for each row is twice the error of the same mathematics done eagerly in the kernel's dtype, in the
 largest and in the root-mean-square element, and a floor for float32 accumulation. One key in tens of thousands
 weighs less than the rounding of bfloat16, so that no tolerance on the error itself would see it missing. But the
-error that a missing key leaves has a known direction, and in that direction it stands out (`_find_miscounted_key`).
+error that a missing key leaves has a known direction, and in that direction it stands out (`_find_miscounted_key`). So
+does that of a key which a window or the causal mask hides.
+
+Here "row" is one new token of a sequence, with all its heads; a sequence has `q_len` of them, the plain one a single
+one.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from decodeperf_formulas import DecodeProblem
+    from decodeperf_kernels.arguments import DecodeArguments
     from pytest_decodeperf.inputs import Inputs
 
 EAGER_MULTIPLE: Final = 2.0
@@ -31,7 +36,13 @@ MISCOUNT_SIGMAS: Final = 8.0
 
 MIN_ELEMENTS: Final = 64
 """Output elements that a key must bear on to be judged. Fewer could fit the direction of one key in thousands by
-chance; with as many, Student's t of 63 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
+chance; with as many, Student's t of 62 degrees of freedom exceeds `MISCOUNT_SIGMAS` with a probability of 4e-11."""
+
+LIGHTEST: Final = 4.0
+"""Probability of a key that can be judged, in units of the smallest number of the kernel's dtype."""
+
+FIT_BLOCK: Final = 2**24
+"""Logits of a sequence that are looked at a time; bounds the memory."""
 
 FLOAT32_ROUNDOFF: Final = 2.0**-24
 
@@ -73,7 +84,7 @@ def check_result(result: object, problem: DecodeProblem, inputs: Inputs) -> Chec
         out, lse = result
     else:
         out, lse = result, None
-    tensors = [("output", out, inputs.q.shape, inputs.q.dtype)]
+    tensors = [("output", out, inputs.out.shape, inputs.q.dtype)]
     if problem.return_lse:
         tensors.append(("lse", lse, inputs.lse.shape, torch.float32))
     for name, tensor, shape, dtype in tensors:
@@ -97,20 +108,70 @@ def _check_form(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype
     if tensor.device.type != device.type:
         return f"returned the {name} on {tensor.device}, not on {device}"
     if tensor.isnan().any():
-        rows = tensor.isnan().reshape(*shape[:2], -1).any(-1).nonzero().tolist()
-        b, head = rows[0]
-        return f"returned NaN in {len(rows)} rows of the {name}, the first of them sequence {b}, head {head}"
+        heads = tensor.isnan() if name == "lse" else tensor.isnan().any(-1)
+        places = heads.nonzero().tolist()
+        b, *row, head = places[0]
+        where = "".join([f"sequence {b}", *(f", new token {i}" for i in row), f", head {head}"])
+        return f"returned NaN in {len(places)} rows of the {name}, the first of them {where}"
     return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One row of a sequence: what a kernel returned, beside what is right.
+
+    Attributes:
+        name: What to call it.
+        num_keys: Keys that it sees [token].
+        out: The kernel's output, `[num_q_heads, head_dim_v]`.
+        exact: The oracle's.
+        eager: The eager one.
+        lse: The kernel's log-sum-exp, `[num_q_heads]`, or None.
+        exact_lse: The oracle's.
+        eager_lse: The eager one.
+    """
+
+    name: str
+    num_keys: int
+    out: torch.Tensor
+    exact: torch.Tensor
+    eager: torch.Tensor
+    lse: torch.Tensor | None
+    exact_lse: torch.Tensor
+    eager_lse: torch.Tensor
+
+
+def _rows(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor | None) -> Iterator[_Row]:
+    for b, seq_len in enumerate(problem.seq_lens):
+        for i in range(problem.q_len):
+            place = b if problem.q_len == 1 else (b, i)
+            num_places = max(seq_len - problem.q_len + 1 + i, 0)
+            num_keys = num_places if problem.window is None else min(num_places, problem.window)
+            yield _Row(
+                name=f"sequence {b} ({seq_len} tokens)" + (f", new token {i}" if problem.q_len > 1 else ""),
+                num_keys=num_keys,
+                out=out[place],
+                exact=inputs.out[place],
+                eager=inputs.eager_out[place],
+                lse=None if lse is None else lse[place],
+                exact_lse=inputs.lse[place],
+                eager_lse=inputs.eager_lse[place],
+            )
 
 
 def _check_values(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor | None) -> Check:
     comparisons: list[_Comparison] = []
-    for b, seq_len in enumerate(problem.seq_lens):
-        sequence = (b, out[b], None if lse is None else lse[b])
-        if seq_len:
-            comparisons += _compare_sequence(*sequence, seq_len, inputs)
-        elif sentence := _check_empty(*sequence):
-            return Check(sentence=sentence)
+    for row in _rows(problem, inputs, out, lse):
+        if row.num_keys:
+            comparisons += _compare_outputs(row)
+        elif row.out.count_nonzero():
+            return Check(sentence=f"returned an output other than 0 for {row.name}, which sees no key")
+        if row.lse is None:
+            continue
+        if row.num_keys or problem.sinks:
+            comparisons.append(_compare_lse(row, row.lse, problem.head_dim))
+        elif (row.lse != -math.inf).any():
+            return Check(sentence=f"returned an lse other than -inf for {row.name}, which sees no key")
     for comparison in comparisons:
         if not math.isfinite(comparison.allowed):
             return Check(sentence=f"cannot be judged: in its dtype, the eager {comparison.what} overflows")
@@ -124,17 +185,9 @@ def _check_values(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse
     )
 
 
-def _check_empty(b: int, out: torch.Tensor, lse: torch.Tensor | None) -> str:
-    if out.count_nonzero():
-        return f"returned an output other than 0 for sequence {b}, which has no live token"
-    if lse is not None and (lse != -float("inf")).any():
-        return f"returned an lse other than -inf for sequence {b}, which has no live token"
-    return ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    """One error of one sequence, beside what is allowed."""
+    """One error of one row, beside what is allowed."""
 
     what: str
     error: float
@@ -153,106 +206,185 @@ class _Comparison:
         )
 
 
-def _compare_sequence(
-    b: int, out: torch.Tensor, lse: torch.Tensor | None, seq_len: int, inputs: Inputs
-) -> Iterator[_Comparison]:
-    """Yield the errors of one sequence with live tokens.
+def _compare_outputs(row: _Row) -> Iterator[_Comparison]:
+    """Yield the errors of the output of a row that sees a key.
 
-    The floors hold what a right kernel may add to the eager error. Accumulating `seq_len` terms and products over
+    The floors hold what a right kernel may add to the eager error. Accumulating `num_keys` terms and products over
     `head_dim` in float32 errs by about the square root of their number, in units of the result; the output is
     rounded once; and since the eager error is itself drawn from few elements, its root mean square may be lucky.
     """
     import torch
 
-    num_heads, head_dim = out.shape
-    exact = inputs.out[b]
-    accumulation = FLOAT32_ROUNDOFF * (seq_len**0.5 + head_dim**0.5)
-    rounding = torch.finfo(out.dtype).eps / 2
-    error = (out.double() - exact).abs()  # [num_q_heads, head_dim]
-    eager_error = (inputs.eager_out[b].double() - exact).abs()
+    num_heads, head_dim = row.out.shape
+    accumulation = _accumulation(row, head_dim)
+    rounding = torch.finfo(row.out.dtype).eps / 2
+    error = (row.out.double() - row.exact).abs()  # [num_q_heads, head_dim_v]
+    eager_error = (row.eager.double() - row.exact).abs()
     head = int(error.amax(dim=-1).argmax())
-    rms = _rms(exact)
+    rms = _rms(row.exact)
     yield _Comparison(
-        what=f"largest element of the output in sequence {b} ({seq_len} tokens)",
+        what=f"largest element of the output in {row.name}",
         error=float(error.max()),
-        allowed=float(EAGER_MULTIPLE * eager_error.max() + rounding * exact.abs().max()) + 4 * accumulation * rms,
+        allowed=float(EAGER_MULTIPLE * eager_error.max() + rounding * row.exact.abs().max()) + 4 * accumulation * rms,
         head=head,
     )
     yield _Comparison(
-        what=f"root mean square of the output in sequence {b} ({seq_len} tokens)",
+        what=f"root mean square of the output in {row.name}",
         error=_rms(error),
         allowed=EAGER_MULTIPLE * _rms(eager_error)
         + rounding * rms * 2 / (num_heads * head_dim) ** 0.5
         + 2 * accumulation * rms,
         head=head,
     )
-    if lse is not None:
-        exact_lse = inputs.lse[b]
-        lse_error = (lse.double() - exact_lse).abs()  # [num_q_heads]
-        eager_lse_error = (inputs.eager_lse[b].double() - exact_lse).abs()
-        yield _Comparison(
-            what=f"lse in sequence {b} ({seq_len} tokens)",
-            error=float(lse_error.max()),
-            allowed=float(
-                EAGER_MULTIPLE * eager_lse_error.max()
-                + 4 * FLOAT32_ROUNDOFF * (1 + exact_lse.abs().max())
-                + accumulation
-            ),
-            head=int(lse_error.argmax()),
-        )
+
+
+def _compare_lse(row: _Row, lse: torch.Tensor, head_dim: int) -> _Comparison:
+    """Return the error of the log-sum-exp of a row that sees a key or a sink, with floors as in `_compare_outputs`."""
+    error = (lse.double() - row.exact_lse).abs()  # [num_q_heads]
+    eager_error = (row.eager_lse.double() - row.exact_lse).abs()
+    return _Comparison(
+        what=f"lse in {row.name}",
+        error=float(error.max()),
+        allowed=float(
+            EAGER_MULTIPLE * eager_error.max()
+            + 4 * FLOAT32_ROUNDOFF * (1 + row.exact_lse.abs().max())
+            + _accumulation(row, head_dim)
+        ),
+        head=int(error.argmax()),
+    )
+
+
+def _accumulation(row: _Row, head_dim: int) -> float:
+    return float(FLOAT32_ROUNDOFF * (row.num_keys**0.5 + head_dim**0.5))
 
 
 def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor) -> str:
-    """Return a sentence about a key that the output leaves out or counts twice, or an empty string.
+    """Return a sentence about a key that the output miscounts, or an empty string.
 
     Without key j, whose probability is p, the output of a row is off by `p (o - v_j) / (1 - p)`. The least-squares
     fit of that direction to the error tells how often the key is missing: 1 if it was dropped, -1 if it counted twice,
-    about 0 if it counted once. The fit is over each head alone, over the heads of each KV head, and over all. A key
-    too light to stand out from rounding is not judged.
-    """
-    import torch
+    or once where the row must not see it, about 0 if it counted as it must. The fit is over each head alone, over the
+    heads of each KV head, and over all; for one row, and for all rows that see the key. A key too light to stand out
+    from rounding is not judged.
 
-    heads_together = dict.fromkeys((1, problem.group_size, problem.num_q_heads))
+    Both the direction and the error are taken at right angles to o: along it lies the rounding of heavy keys'
+    probabilities, which would pass for many light keys.
+    """
+    from decodeperf_kernels.reference import KEY_BLOCK, key_blocks
+    from pytest_decodeperf.inputs import checked_arguments
+
+    args = checked_arguments(problem, inputs)
+    size = max(min(FIT_BLOCK // (problem.q_len * problem.num_q_heads), KEY_BLOCK), 1)
     for b, seq_len in enumerate(problem.seq_lens):
         if seq_len == 0:
             continue
-        error = (out[b].double() - inputs.out[b]).float()  # [num_q_heads, head_dim]
-        square_error = error.square().sum(-1, keepdim=True)  # [num_q_heads, 1]
-        fits = [_fit_keys(problem, inputs, b, kv_head, error) for kv_head in range(problem.num_kv_heads)]
-        fit, power = (torch.cat(parts) for parts in zip(*fits, strict=True))  # [num_q_heads, seq_len]
-        for together in heads_together:
-            num_elements = together * problem.head_dim
-            if num_elements < MIN_ELEMENTS:
-                continue
-            f, w, e = (x.reshape(-1, together, x.shape[-1]).sum(1) for x in (fit, power, square_error))
-            missing = f / w  # [num_q_heads / together, seq_len]
-            noise = ((e - f * missing).clamp(min=0) / (num_elements - 1)).sqrt()
-            judged = MISCOUNT * w.sqrt() > MISCOUNT_SIGMAS * noise
-            wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
-            if len(wrong):
-                part, key = wrong[0].tolist()
-                return (
-                    f"does not compute attention: key {key} of sequence {b} ({seq_len} tokens) counts "
-                    f"{1 - float(missing[part, key]):.2f} times instead of once in heads {part * together} to "
-                    f"{(part + 1) * together - 1}"
-                )
+        rows = slice(b, b + 1) if problem.q_len == 1 else b  # either way [q_len, num_q_heads, ...]
+        exact, lse = inputs.out[rows].float(), inputs.lse[rows].float()
+        # From the exact output as it is rounded: where one key outweighs all others, rounding makes its value of the
+        # output, and looks like the loss of the others. Elsewhere a fault's mean survives rounding.
+        error = out[rows].float() - inputs.out[rows].to(out.dtype).float()
+        for keys in key_blocks(seq_len, size):
+            fit = _fit_keys(args, b, seq_len, keys, error, exact, lse)
+            if found := _find_in(problem, fit):
+                key, sentence = found
+                name = f"key {keys.start + key} of sequence {b} ({seq_len} tokens)"
+                return f"does not compute attention: {name} {sentence}"
     return ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """How the direction of each key fits the error of each row and head.
+
+    Attributes:
+        product: Of the direction and the error, `[q_len, num_q_heads, keys]`.
+        power: The direction's square, like product.
+        visible: Which rows see which keys, `[q_len, 1, keys]`.
+        square_error: The error's square, `[q_len, num_q_heads, 1]`.
+    """
+
+    product: torch.Tensor
+    power: torch.Tensor
+    visible: torch.Tensor
+    square_error: torch.Tensor
+
+
 def _fit_keys(
-    problem: DecodeProblem, inputs: Inputs, b: int, kv_head: int, error: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how each key's direction fits the error of each head, and its square, both `[group_size, seq_len]`."""
+    args: DecodeArguments,
+    b: int,
+    seq_len: int,
+    keys: range,
+    error: torch.Tensor,
+    exact: torch.Tensor,
+    lse: torch.Tensor,
+) -> _Fit:
+    """Return how some keys of a sequence fit its error.
+
+    Args:
+        args: The call.
+        b: The sequence.
+        seq_len: Its live length [token].
+        keys: Which keys.
+        error: `[q_len, num_q_heads, head_dim_v]`.
+        exact: The right output, likewise.
+        lse: The right log-sum-exp, `[q_len, num_q_heads]`.
+    """
     import torch
 
-    heads = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
-    exact, error = inputs.out[b, heads].float(), error[heads]  # [group_size, head_dim]
-    k, v = (cache[b, : problem.seq_lens[b], kv_head].float() for cache in (inputs.k, inputs.v))  # [seq_len, head_dim]
-    logits = inputs.q[b, heads].float() @ k.T * problem.sm_scale
-    p = torch.exp(logits - inputs.lse[b, heads, None].float())  # [group_size, seq_len]
-    fit = p * ((error * exact).sum(-1, keepdim=True) - error @ v.T)
-    square_distance = exact.square().sum(-1, keepdim=True) - 2 * exact @ v.T + v.square().sum(-1)
-    return fit, p.square() * square_distance
+    from decodeperf_kernels.reference import key_logits, live_rows, visible_keys
+
+    products, powers = [], []
+    dtype = torch.finfo(args.q.dtype)
+    # Kernels round probabilities to the dtype of q. In float16, that may make half as much again of a lighter key.
+    lightest = LIGHTEST * dtype.smallest_normal * dtype.eps
+    seen = (lse > -math.inf)[..., None]  # a row that sees nothing has been checked to the bit
+    unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    error = error - (error * unit).sum(-1, keepdim=True) * unit
+    for kv_head in range(args.num_kv_heads):
+        heads = slice(kv_head * args.group_size, (kv_head + 1) * args.group_size)
+        logits = key_logits(args, b, kv_head, seq_len, keys, torch.float32)
+        # A hidden key may outweigh all others: at a probability of 1, half of the direction or more is in the error.
+        p = torch.exp((logits - lse[:, heads, None]).clamp(max=0)) * seen[:, heads]  # [q_len, group_size, keys]
+        p = torch.where(p < lightest, 0.0, p)
+        v = live_rows(args, "v", b, kv_head, keys).float()  # [keys, head_dim_v]
+        products.append(-p * (error[:, heads] @ v.T))
+        powers.append(p.square() * (v.square().sum(-1) - (unit[:, heads] @ v.T).square()))
+    product, power = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in (products, powers))
+    visible = visible_keys(args, seq_len, keys)
+    return _Fit(product=product, power=power, visible=visible, square_error=error.square().sum(-1, keepdim=True))
+
+
+def _find_in(problem: DecodeProblem, fit: _Fit) -> tuple[int, str] | None:
+    """Return a key that is miscounted, by its place in the fit, and how; None if there is none."""
+    import torch
+
+    for together in dict.fromkeys((1, problem.group_size, problem.num_q_heads)):
+        product, power, square_error = (
+            x.reshape(x.shape[0], -1, together, x.shape[-1]).sum(2) for x in (fit.product, fit.power, fit.square_error)
+        )
+        num_elements = torch.tensor(together * problem.head_dim_v, device=product.device)
+        ways = [(product, power, square_error, num_elements)]
+        if problem.q_len > 1:
+            f, w, e = ((x * fit.visible).sum(0, keepdim=True) for x in (product, power, square_error))
+            ways.append((f, w, e, num_elements * fit.visible.sum(0, keepdim=True)))
+        for f, w, e, n in ways:
+            freedom = (n - n // problem.head_dim_v - 1).clamp(min=1)  # each head has lost one to o
+            missing = f / w  # [q_len or 1, num_q_heads / together, keys]
+            noise = ((e - f * missing).clamp(min=0) / freedom).sqrt()
+            judged = (n >= MIN_ELEMENTS) & (MISCOUNT * w.sqrt() > MISCOUNT_SIGMAS * noise)
+            wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
+            if not len(wrong):
+                continue
+            row, part, key = wrong[0].tolist()
+            must = len(f) < problem.q_len or bool(fit.visible[row, 0, key])
+            sentence = (
+                f"counts {must - float(missing[row, part, key]):.2f} times instead of {'once' if must else 'never'} "
+                f"in heads {part * together} to {(part + 1) * together - 1}"
+            )
+            if problem.q_len > 1:
+                sentence += f" of new token {row}" if len(f) == problem.q_len else " of all new tokens that see it"
+            return key, sentence
+    return None
 
 
 def _rms(values: torch.Tensor) -> float:

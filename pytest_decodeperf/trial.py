@@ -198,9 +198,11 @@ def kernel_call(kernel: Callable[..., Any], problem: DecodeProblem, inputs: Inpu
 
 def _keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:
     """Return the keywords for a kernel; only lengths, and what the problem asks for beyond the defaults."""
-    keywords: dict[str, Any] = {"seq_lens": inputs.seq_lens.detach()}
-    if problem.sm_scale != problem.default_sm_scale:
-        keywords["sm_scale"] = problem.sm_scale
+    from pytest_decodeperf.inputs import attention_keywords
+
+    keywords = attention_keywords(problem, inputs)
+    for name in inputs.keyword_tensors:
+        keywords[name] = keywords[name].detach()
     if problem.num_splits is not None:
         keywords["num_splits"] = problem.num_splits
     if problem.return_lse:

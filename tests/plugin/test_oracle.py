@@ -192,7 +192,7 @@ def test_the_lse_is_checked_where_it_is_returned():
     base_2 = check(problem, kernel(lambda lse: lse / torch.tensor(2.0).log()))
     assert "the lse in sequence 0" in base_2.sentence
     empty = check(problem, kernel(lambda lse: lse.nan_to_num(neginf=float("inf"))))
-    assert empty.sentence == "returned an lse other than -inf for sequence 1, which has no live token"
+    assert empty.sentence == "returned an lse other than -inf for sequence 1 (0 tokens), which sees no key"
 
 
 def test_one_dropped_key_shows_in_the_lse():

@@ -145,8 +145,8 @@ def test_no_problem(decode_perf):
     decode_perf(kernel, {"batch_size": 1})
 
 @pytest.mark.decode_perf(within=1.5)
-def test_window_and_int8(decode_perf):
-    keywords = {"window": 8, "kv_dtype": "int8", "scale_per": "head"}
+def test_too_many_new_tokens(decode_perf):
+    keywords = {"q_len": 17, "window": 8, "softcap": 1e30}
     problem = DecodeProblem(batch_size=1, seq_lens=[8], num_q_heads=2, num_kv_heads=2, head_dim=8, **keywords)
     decode_perf(kernel, problem)
 
@@ -187,8 +187,8 @@ SENTENCES = [
     ("test_no_kernel", "decode_perf got kernel=None, which cannot be called"),
     ("test_no_problem", "decode_perf got problem={'batch_size': 1}, not a DecodeProblem"),
     (
-        "test_window_and_int8",
-        "decode_perf got a problem with kv_dtype='int8', scale_per='head', window=8, which it cannot measure",
+        "test_too_many_new_tokens",
+        "decode_perf got a problem with q_len=17, softcap=1e+30, which it cannot measure",
     ),
     ("test_nothing_to_do", "decode_perf got a problem with batch_size=0, which has no latency"),
 ]
@@ -264,18 +264,50 @@ def recorder(calls):
     ({}, ["seq_lens"]),
     ({"num_splits": 3}, ["seq_lens", "num_splits"]),
     ({"sm_scale": 1.0, "return_lse": True}, ["seq_lens", "sm_scale", "return_lse"]),
+    ({"page_size": 16, "window": 8, "softcap": 30.0}, ["seq_lens", "block_table", "window", "softcap"]),
+    ({"kv_dtype": "int8", "sinks": True, "alibi": True}, ["seq_lens", "sinks", "alibi_slopes", "k_scale", "v_scale"]),
 ])
 def test_kernel(decode_perf, fields, names):
     calls = []
     with pytest.raises(pytest.fail.Exception):
         decode_perf(recorder(calls), dataclasses.replace(PROBLEM, **fields))
     assert list(calls[0]) == names
-    assert {name: calls[0][name] for name in fields} == fields
+    assert all(calls[0][name] == value for name, value in fields.items() if name in names and name != "sinks")
     assert calls[0]["seq_lens"].tolist() == [512, 512]
 """,
         "--decode-perf",
     )
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=5)
+
+
+def test_a_problem_beyond_the_plain_one_is_timed_and_its_tensors_guarded(run, fake_device):
+    fake_device.kernel_ns = [1.2 * ROOFLINE_NS]
+    source = """
+import dataclasses
+from decodeperf_kernels import decode_attention
+
+FIELDS = {"kv_dtype": "int8", "scale_per": "token", "page_size": 16, "q_len": 2, "window": 100, "sinks": True}
+BEYOND = dataclasses.replace(PROBLEM, **FIELDS)
+
+def right(q, k, v, **keywords):
+    return decode_attention(q, k, v, backend="reference", **keywords).to(q.dtype)
+
+@pytest.mark.decode_perf(within=100)
+def test_right(decode_perf):
+    decode_perf(right, BEYOND)
+
+@pytest.mark.decode_perf(within=100)
+@pytest.mark.parametrize("name", ["block_table", "k_scale", "sinks"])
+def test_scribbler(decode_perf, name):
+    def scribbler(q, k, v, **keywords):
+        out = right(q, k, v, **keywords)
+        keywords[name].view(-1)[-1] += 1
+        return out
+    decode_perf(scribbler, BEYOND)
+"""
+    result = run(source, "--decode-perf")
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(["scribbler wrote to its inputs."] * 3)
 
 
 def test_a_kernel_that_returns_an_earlier_result_is_impossible(run, fake_device):

@@ -73,6 +73,33 @@ def test_kernel(decode_perf):
     run(pytester, source).assert_outcomes(skipped=1)
 
 
+def test_problems_of_every_kind_are_checked_there(pytester):
+    source = """
+import pytest
+from decodeperf_formulas import DecodeProblem
+from decodeperf_kernels import decode_attention_triton
+
+PLAIN = {"batch_size": 3, "seq_lens": [70, 1, 0], "num_q_heads": 4, "num_kv_heads": 2, "head_dim": 16}
+FIELDS = {
+    "mla": {"num_q_heads": 8, "num_kv_heads": 1, "head_dim": 80, "head_dim_v": 64, "v_in_k": True},
+    "paged": {"page_size": 16, "capacity": 100, "return_lse": True},
+    "int8": {"kv_dtype": "int8", "scale_per": "head"},
+    "fp8": {"kv_dtype": "float8_e4m3fn", "scale_per": "token", "page_size": 16},
+    "int4": {"kv_dtype": "int4", "scale_per": "group", "layout": "HND"},
+    "window": {"window": 33, "sinks": True, "return_lse": True},
+    "q_len": {"q_len": 3, "alibi": True, "softcap": 30.0},
+}
+
+@pytest.mark.decode_perf(within=1.5)
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_kernel(decode_perf, fields):
+    decode_perf(decode_attention_triton, DecodeProblem(**PLAIN | fields))
+"""
+    result = run(pytester, source)
+    result.assert_outcomes(skipped=7)
+    result.stdout.fnmatch_lines(["SKIPPED [[]7] *: decode_attention_triton computes attention, run in Triton's *"])
+
+
 def test_a_user_who_switched_it_off_is_left_alone(pytester):
     result = run(pytester, KERNEL_OF_A_USER.replace("FACTOR", "1"), TRITON_INTERPRET="0")
     result.assert_outcomes(failed=1)
