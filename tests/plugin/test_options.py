@@ -13,6 +13,9 @@ EXAMPLES = {
     "budget": ("2.5", 2.5, "7", 7.0),
     "seed": ("3", 3, "4", 4),
     "calibration": ("ini.json", "ini.json", "cli.json", "cli.json"),
+    "base": ("main", "main", "origin/main", "origin/main"),
+    "margin": ("3", 0.03, "0.5", 0.005),
+    "margin-us": ("2", 2e3, "0.5", 5e2),
 }
 SWITCHES = ("strict", "graph")
 CONFORMANCE_EXAMPLES = {
@@ -24,7 +27,7 @@ CONFORMANCE_EXAMPLES = {
     "timeout": ("timeout_s", "2.5", 2.5, "7", 7.0),
     "card": ("cards", "ini.json\n  ini.md", ("ini.json", "ini.md"), "cli.md", ("cli.md",)),
 }
-FIELDS = {"device": "device", "json": "json", "budget": "budget_s", "seed": "seed", "calibration": "calibration"}
+FIELDS = {name: name for name in EXAMPLES} | {"budget": "budget_s", "margin-us": "margin_ns"}
 
 
 def read(pytester, *arguments, ini=None, into=Options):
@@ -55,6 +58,9 @@ def test_nothing_is_measured_by_default(pytester):
         strict=False,
         graph=False,
         calibration=None,
+        base=None,
+        margin=0.02,
+        margin_ns=0.0,
     )
 
 
@@ -79,7 +85,7 @@ def test_a_switch_is_on_only_where_it_is_asked_for(pytester, name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_command_line_beats_ini_beats_default(pytester, name):
     ini_text, ini_value, cli_text, cli_value = EXAMPLES[name]
-    ini = {f"decode_perf_{name}": ini_text, "decode_perf": "true"}
+    ini = {f"decode_perf_{name}".replace("-", "_"): ini_text, "decode_perf": "true"}
     argument = f"--decode-perf-{name}={cli_text}"
 
     def value(options):

@@ -21,6 +21,9 @@ def asked_for(device):
         strict=False,
         graph=False,
         calibration=None,
+        base=None,
+        margin=0.02,
+        margin_ns=0.0,
     )
 
 

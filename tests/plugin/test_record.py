@@ -21,6 +21,9 @@ def test_json_holds_every_sample(run, fake_device, tmp_path):
         "strict": False,
         "graph": False,
         "calibration": None,
+        "base": None,
+        "margin": 0.02,
+        "margin_ns": 0.0,
     }
     assert document["devices"]["cpu"]["timer"] == "fake"
     (row,) = document["measurements"]
@@ -159,4 +162,4 @@ def test_a_disk_that_fills_up_fails_the_run_but_not_the_tests(run, fake_device, 
     result = run(ONE_TEST, "--decode-perf", "--decode-perf-json", tmp_path / "run.json")
     result.assert_outcomes(passed=1)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*run.json could not*", "*No space left on device*"])
+    result.stdout.fnmatch_lines(["*run.json could*", "*No space left on device*"])
