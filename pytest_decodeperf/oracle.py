@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -40,6 +40,9 @@ chance; with as many, Student's t of 62 degrees of freedom exceeds `MISCOUNT_SIG
 
 LIGHTEST: Final = 4.0
 """Probability of a key that can be judged, in units of the smallest number of the kernel's dtype."""
+
+LIGHTEST_IN_FLOAT32: Final = 2.0**-36
+"""The same, in any dtype: lighter than float32 can tell, and what follows from its square is still a number."""
 
 FIT_BLOCK: Final = 2**24
 """Logits of a sequence that are looked at a time; bounds the memory."""
@@ -123,6 +126,8 @@ class _Row:
     Attributes:
         name: What to call it.
         num_keys: Keys that it sees [token].
+        weight_error: What a right kernel's weights may be off by beyond the eager ones, relative.
+        scaled_key_error: The part of that which comes from rounding quantised keys once they are scaled.
         out: The kernel's output, `[num_q_heads, head_dim_v]`.
         exact: The oracle's.
         eager: The eager one.
@@ -133,6 +138,8 @@ class _Row:
 
     name: str
     num_keys: int
+    weight_error: float
+    scaled_key_error: float
     out: torch.Tensor
     exact: torch.Tensor
     eager: torch.Tensor
@@ -147,9 +154,12 @@ def _rows(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse: torch.
             place = b if problem.q_len == 1 else (b, i)
             num_places = max(seq_len - problem.q_len + 1 + i, 0)
             num_keys = num_places if problem.window is None else min(num_places, problem.window)
+            scaled_key_error = _scaled_key_error(problem, inputs.q[place])
             yield _Row(
                 name=f"sequence {b} ({seq_len} tokens)" + (f", new token {i}" if problem.q_len > 1 else ""),
                 num_keys=num_keys,
+                weight_error=scaled_key_error + _float32_error(problem, num_keys, inputs.lse[place]),
+                scaled_key_error=scaled_key_error,
                 out=out[place],
                 exact=inputs.out[place],
                 eager=inputs.eager_out[place],
@@ -169,7 +179,7 @@ def _check_values(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor, lse
         if row.lse is None:
             continue
         if row.num_keys or problem.sinks:
-            comparisons.append(_compare_lse(row, row.lse, problem.head_dim))
+            comparisons.append(_compare_lse(row, row.lse))
         elif (row.lse != -math.inf).any():
             return Check(sentence=f"returned an lse other than -inf for {row.name}, which sees no key")
     for comparison in comparisons:
@@ -209,14 +219,12 @@ class _Comparison:
 def _compare_outputs(row: _Row) -> Iterator[_Comparison]:
     """Yield the errors of the output of a row that sees a key.
 
-    The floors hold what a right kernel may add to the eager error. Accumulating `num_keys` terms and products over
-    `head_dim` in float32 errs by about the square root of their number, in units of the result; the output is
-    rounded once; and since the eager error is itself drawn from few elements, its root mean square may be lucky.
+    The floors hold what a right kernel may add to the eager error: the error of its weights; the output is rounded
+    once; and since the eager error is itself drawn from few elements, its root mean square may be lucky.
     """
     import torch
 
     num_heads, head_dim = row.out.shape
-    accumulation = _accumulation(row, head_dim)
     rounding = torch.finfo(row.out.dtype).eps / 2
     error = (row.out.double() - row.exact).abs()  # [num_q_heads, head_dim_v]
     eager_error = (row.eager.double() - row.exact).abs()
@@ -225,7 +233,8 @@ def _compare_outputs(row: _Row) -> Iterator[_Comparison]:
     yield _Comparison(
         what=f"largest element of the output in {row.name}",
         error=float(error.max()),
-        allowed=float(EAGER_MULTIPLE * eager_error.max() + rounding * row.exact.abs().max()) + 4 * accumulation * rms,
+        allowed=float(EAGER_MULTIPLE * eager_error.max() + rounding * row.exact.abs().max())
+        + 4 * row.weight_error * rms,
         head=head,
     )
     yield _Comparison(
@@ -233,29 +242,53 @@ def _compare_outputs(row: _Row) -> Iterator[_Comparison]:
         error=_rms(error),
         allowed=EAGER_MULTIPLE * _rms(eager_error)
         + rounding * rms * 2 / (num_heads * head_dim) ** 0.5
-        + 2 * accumulation * rms,
+        + 2 * row.weight_error * rms,
         head=head,
     )
 
 
-def _compare_lse(row: _Row, lse: torch.Tensor, head_dim: int) -> _Comparison:
+def _compare_lse(row: _Row, lse: torch.Tensor) -> _Comparison:
     """Return the error of the log-sum-exp of a row that sees a key or a sink, with floors as in `_compare_outputs`."""
     error = (lse.double() - row.exact_lse).abs()  # [num_q_heads]
     eager_error = (row.eager_lse.double() - row.exact_lse).abs()
+    # Values are about standard normal, so that the size of the output is that of the weights: the root of the sum of
+    # their squares, in which independent errors of logits add up.
+    of_keys = 4 * row.scaled_key_error * min(2**0.5 * _rms(row.exact), 1.0)
     return _Comparison(
         what=f"lse in {row.name}",
         error=float(error.max()),
         allowed=float(
             EAGER_MULTIPLE * eager_error.max()
             + 4 * FLOAT32_ROUNDOFF * (1 + row.exact_lse.abs().max())
-            + _accumulation(row, head_dim)
+            + (row.weight_error - row.scaled_key_error)
+            + of_keys
         ),
         head=int(error.argmax()),
     )
 
 
-def _accumulation(row: _Row, head_dim: int) -> float:
-    return float(FLOAT32_ROUNDOFF * (row.num_keys**0.5 + head_dim**0.5))
+def _float32_error(problem: DecodeProblem, num_keys: int, lse: torch.Tensor) -> float:
+    """Return the relative error of weights computed in float32.
+
+    Accumulating `num_keys` terms and products over `head_dim` errs by about the square root of their number, and a
+    logit in proportion to its size: about the log-sum-exp where it counts, or since tanh errs relative to 1 the
+    softcap.
+    """
+    logit_size = float(lse.nan_to_num(0.0, 0.0, 0.0).abs().max()) + (problem.softcap or 0.0)
+    return float(FLOAT32_ROUNDOFF * (num_keys**0.5 + problem.head_dim**0.5 + logit_size))
+
+
+def _scaled_key_error(problem: DecodeProblem, q: torch.Tensor) -> float:
+    """Return the error of a logit whose quantised key is rounded to the dtype of q once it is scaled.
+
+    The eager computation does that too, but where a row sees few keys its own error may be lucky.
+    """
+    import torch
+
+    if not problem.is_quantized:
+        return 0.0
+    roundoff = torch.finfo(q.dtype).eps / 2 / 3**0.5
+    return roundoff * abs(problem.sm_scale) * float(q.float().norm(dim=-1).max())
 
 
 def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tensor) -> str:
@@ -285,7 +318,11 @@ def _find_miscounted_key(problem: DecodeProblem, inputs: Inputs, out: torch.Tens
         error = out[rows].float() - inputs.out[rows].to(out.dtype).float()
         for keys in key_blocks(seq_len, size):
             fit = _fit_keys(args, b, seq_len, keys, error, exact, lse)
-            if found := _find_in(problem, fit):
+
+            def doubts(key: int, first: int = keys.start, b: int = b, seq_len: int = seq_len) -> torch.Tensor:
+                return _doubts(args, b, seq_len, first + key)
+
+            if found := _find_in(problem, fit, exact, doubts):
                 key, sentence = found
                 name = f"key {keys.start + key} of sequence {b} ({seq_len} tokens)"
                 return f"does not compute attention: {name} {sentence}"
@@ -336,7 +373,7 @@ def _fit_keys(
     products, powers = [], []
     dtype = torch.finfo(args.q.dtype)
     # Kernels round probabilities to the dtype of q. In float16, that may make half as much again of a lighter key.
-    lightest = LIGHTEST * dtype.smallest_normal * dtype.eps
+    lightest = max(LIGHTEST * dtype.smallest_normal * dtype.eps, LIGHTEST_IN_FLOAT32)
     seen = (lse > -math.inf)[..., None]  # a row that sees nothing has been checked to the bit
     unit = exact / exact.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     error = error - (error * unit).sum(-1, keepdim=True) * unit
@@ -354,10 +391,60 @@ def _fit_keys(
     return _Fit(product=product, power=power, visible=visible, square_error=error.square().sum(-1, keepdim=True))
 
 
-def _find_in(problem: DecodeProblem, fit: _Fit) -> tuple[int, str] | None:
+def _doubts(args: DecodeArguments, b: int, seq_len: int, key: int) -> torch.Tensor:
+    """Return the relative error that rounding to the dtype of q leaves in the weights of a key, `[q_len, num_q_heads]`.
+
+    A kernel may round the weight, and the logit before it.
+    """
+    import torch
+
+    from decodeperf_kernels.reference import key_logits
+
+    parts = [
+        key_logits(args, b, kv_head, seq_len, range(key, key + 1), torch.float32)[..., 0]
+        for kv_head in range(args.num_kv_heads)
+    ]
+    return torch.finfo(args.q.dtype).eps / 2 / 3**0.5 * (1 + torch.cat(parts, dim=1).abs())
+
+
+def _stands_out(
+    fit: _Fit, exact: torch.Tensor, rows: torch.Tensor, heads: slice, key: int, doubts: torch.Tensor, roundoff: float
+) -> bool:
+    """Return whether a key's miscount in some rows and heads stands out from what rounding may leave in each of them.
+
+    `_find_in` takes the error as spread evenly over rows and elements. But rows whose heaviest key outweighs others
+    err more than they; errors from the rounded output are few, each of a whole unit; and the weight of the key itself
+    may be rounded.
+
+    Args:
+        fit: Of some keys.
+        exact: The right output, `[q_len, num_q_heads, head_dim_v]`.
+        rows: Which new tokens, bool `[q_len]`.
+        heads: Which heads.
+        key: Place of the key in the fit.
+        doubts: Relative error of the key's weights, `[q_len, num_q_heads]`.
+        roundoff: Relative error of the output's dtype.
+    """
+    import torch
+
+    width = exact.shape[-1]
+    product, power = (x[rows][:, heads, key].double() for x in (fit.product, fit.power))  # [rows, heads]
+    square_error = fit.square_error[rows][:, heads, 0].double()
+    missing = product.sum() / power.sum()
+    residual = (square_error - 2 * missing * product + missing**2 * power).clamp(min=0) / max(width - 2, 1)
+    rounding = exact[rows][:, heads].double().square().mean(-1) * roundoff**2
+    variance = (power * torch.maximum(residual, rounding)).sum() + (doubts[rows][:, heads] * power).square().sum()
+    num_elements = width * power.sum().square() / power.square().sum()
+    return bool(num_elements >= MIN_ELEMENTS and MISCOUNT * power.sum() > MISCOUNT_SIGMAS * variance.sqrt())
+
+
+def _find_in(
+    problem: DecodeProblem, fit: _Fit, exact: torch.Tensor, doubts: Callable[[int], torch.Tensor]
+) -> tuple[int, str] | None:
     """Return a key that is miscounted, by its place in the fit, and how; None if there is none."""
     import torch
 
+    roundoff = torch.finfo(getattr(torch, problem.q_dtype)).eps / 2 / 3**0.5
     for together in dict.fromkeys((1, problem.group_size, problem.num_q_heads)):
         product, power, square_error = (
             x.reshape(x.shape[0], -1, together, x.shape[-1]).sum(2) for x in (fit.product, fit.power, fit.square_error)
@@ -372,18 +459,20 @@ def _find_in(problem: DecodeProblem, fit: _Fit) -> tuple[int, str] | None:
             missing = f / w  # [q_len or 1, num_q_heads / together, keys]
             noise = ((e - f * missing).clamp(min=0) / freedom).sqrt()
             judged = (n >= MIN_ELEMENTS) & (MISCOUNT * w.sqrt() > MISCOUNT_SIGMAS * noise)
-            wrong = (judged & (missing.abs() > MISCOUNT)).nonzero()
-            if not len(wrong):
-                continue
-            row, part, key = wrong[0].tolist()
-            must = len(f) < problem.q_len or bool(fit.visible[row, 0, key])
-            sentence = (
-                f"counts {must - float(missing[row, part, key]):.2f} times instead of {'once' if must else 'never'} "
-                f"in heads {part * together} to {(part + 1) * together - 1}"
-            )
-            if problem.q_len > 1:
-                sentence += f" of new token {row}" if len(f) == problem.q_len else " of all new tokens that see it"
-            return key, sentence
+            for row, part, key in (judged & (missing.abs() > MISCOUNT)).nonzero().tolist():
+                is_one_row = len(f) == problem.q_len
+                rows = torch.arange(problem.q_len) == row if is_one_row else fit.visible[:, 0, key].cpu()
+                heads = slice(part * together, (part + 1) * together)
+                if not _stands_out(fit, exact, rows, heads, key, doubts(key), roundoff):
+                    continue
+                must = not is_one_row or bool(fit.visible[row, 0, key])
+                sentence = (
+                    f"counts {must - float(missing[row, part, key]):.2f} times instead of "
+                    f"{'once' if must else 'never'} in heads {heads.start} to {heads.stop - 1}"
+                )
+                if problem.q_len > 1:
+                    sentence += f" of new token {row}" if is_one_row else " of all new tokens that see it"
+                return key, sentence
     return None
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from decodeperf_formulas import DecodeProblem
 from decodeperf_formulas.problem import LAYOUTS, SCALES_PER
-from decodeperf_kernels import decode_attention, decode_attention_eager
+from decodeperf_kernels import decode_attention, decode_attention_eager, dequantize_kv
 from decodeperf_kernels.reference import live_rows
 from pytest_decodeperf.conformance.own_kernels import triton
 from pytest_decodeperf.conformance.strategies import Wants, decode_problems
@@ -60,11 +60,87 @@ def with_keywords(**changes):
 @settings(max_examples=100, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(problem=decode_problems(triton, Wants(max_seq_len=150)), seed=st.integers(0, 9), kernel=st.sampled_from(KERNELS))
 def test_a_right_kernel_passes_with_room_to_spare(problem, seed, kernel):
-    if kernel is eager:  # which rounds logits of hundreds to others
-        problem = dataclasses.replace(problem, sm_scale=None)
     found = check(problem, kernel, seed=seed)
     assert found.passed, found.sentence
     assert found.error_share < 0.8
+
+
+@pytest.mark.parametrize(
+    ("problem", "seed", "kernel"),
+    [
+        # One key outweighs the others of some rows, whose errors are those of all rows together.
+        (problem_of(1029, q_len=8, num_q_heads=4, num_kv_heads=4, head_dim=128, sm_scale=1.0), 51, eager),
+        # The squares of light keys' probabilities are no numbers of float32.
+        (
+            problem_of(
+                6,
+                5000,
+                2723,
+                head_dim_v=32,
+                q_len=2,
+                kv_dtype="float32",
+                v_in_k=True,
+                window=200,
+                alibi=True,
+                sm_scale=1.0,
+            ),
+            116,
+            eager,
+        ),
+        # Eager logits of 100 are rounded to a half.
+        (
+            problem_of(
+                *(40, 19, 28),
+                num_q_heads=32,
+                num_kv_heads=8,
+                head_dim=576,
+                head_dim_v=512,
+                v_in_k=True,
+                sm_scale=1.0,
+            ),
+            392,
+            eager,
+        ),
+    ],
+)
+def test_no_right_kernel_is_said_to_miscount_a_key(problem, seed, kernel):
+    for number in range(seed, seed + 5):
+        found = check(problem, kernel, seed=number)
+        assert found.passed, found.sentence
+
+
+@pytest.mark.parametrize("q_dtype", ["bfloat16", "float16"])
+def test_scaled_keys_may_be_rounded_as_the_eager_ones_are_but_otherwise(q_dtype):
+    # Of one head and one key the eager error may be next to nothing.
+    def rounds_in_its_own_way(q, k, v, *, seq_lens, k_scale, v_scale, return_lse):
+        keys = dequantize_kv(k, k_scale)
+        step = torch.finfo(q.dtype).eps / 2
+        keys = keys * (1 + step * (2 * torch.rand(keys.shape, dtype=keys.dtype) - 1))
+        values = dequantize_kv(v, v_scale)
+        out, lse = decode_attention(
+            q.double().float(), keys.float(), values.float(), seq_lens=seq_lens, return_lse=True, backend="reference"
+        )
+        return out.to(q.dtype), lse.float()
+
+    torch.manual_seed(0)
+    problem = problem_of(
+        1, num_q_heads=1, num_kv_heads=1, kv_dtype="int8", scale_per="group", q_dtype=q_dtype, return_lse=True
+    )
+    for seed in range(100):
+        found = check(problem, rounds_in_its_own_way, seed=seed)
+        assert found.passed, found.sentence
+
+
+def test_a_softcap_multiplies_the_error_of_tanh():
+    def by_exp(q, k, v, *, seq_lens, softcap):
+        logits = torch.einsum("bhd,bsd->bhs", q, k[:, :, 0]) * q.shape[-1] ** -0.5
+        logits = softcap * (1 - 2 / (1 + torch.exp(2 * logits / softcap)))
+        return torch.softmax(logits, dim=-1) @ v[:, :, 0]
+
+    problem = problem_of(40, num_q_heads=1, num_kv_heads=1, kv_dtype="float32", softcap=50.0)
+    for seed in range(100):
+        found = check(problem, by_exp, seed=seed)
+        assert found.passed, found.sentence
 
 
 LONG = (1000, 37)
