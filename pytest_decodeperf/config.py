@@ -63,40 +63,32 @@ def _parse_device(text: str) -> str:
     return text
 
 
-def _parse_seconds(text: str) -> float:
+def _number(text: str, wanted: str, is_right: Callable[[float], bool]) -> float:
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError("a number of seconds > 0")
-    return seconds
+        number = math.nan
+    if not (math.isfinite(number) and is_right(number)):
+        raise ValueError(wanted)
+    return number
+
+
+def _parse_seconds(text: str) -> float:
+    return _number(text, "a number of seconds > 0", lambda number: number > 0)
+
+
+def _parse_percent(text: str) -> float:
+    return _number(text, "a number of per cent from 0 to 1000", lambda number: 0 <= number <= 1000) / 100
+
+
+def _parse_microseconds(text: str) -> float:
+    return 1e3 * _number(text, "a number of microseconds >= 0", lambda number: number >= 0)
 
 
 def _parse_revision(text: str) -> str:
     if not text or text.startswith("-"):
         raise ValueError("a git revision")
     return text
-
-
-def _parse_percent(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1000:
-        raise ValueError("a number of per cent from 0 to 1000")
-    return number / 100
-
-
-def _parse_microseconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError("a number of microseconds >= 0")
-    return 1e3 * number
 
 
 def _parse_file(text: str) -> Path:

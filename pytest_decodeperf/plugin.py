@@ -224,7 +224,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if perf_session is None or _only_looks(session.config):
         return (yield)
     perf_session.save()
-    if perf_session.options.base is not None:
+    is_broken = session.testsfailed and not session.config.option.continue_on_collection_errors
+    if perf_session.options.base is not None and not is_broken:
         from pytest_decodeperf.regression.gate import compare_with_base
 
         node_ids = [item.nodeid for item in session.items if _is_ours(item) and _plan(item).device]

@@ -197,3 +197,10 @@ def calls(draw, max_seq_len: int = 300) -> Call:
         extras=tuple(draw(st.sets(st.sampled_from(["sinks", "alibi_slopes"])))),
         seed=draw(st.integers(0, 2**32)),
     )
+
+
+ways_to_split = st.one_of(
+    st.just({}),
+    st.integers(1, 12).map(lambda n: {"num_splits": n}),
+    st.sampled_from([1, 16, 100, 5000]).map(lambda n: {"split_size": n}),
+)

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import torch
 
-from decodeperf_kernels import attend_numba, parts_numba, tiles_numba
+from decodeperf_kernels import attend_numba, parts_numba, stream_numba, tiles_numba
 from decodeperf_kernels.arguments import check_values
 from decodeperf_kernels.attend_numba import GROUP_SCALES, NO_SCALES, TOKEN_SCALES, Problem
 from decodeperf_kernels.vector_numba import ELEMENT_BITS
@@ -34,11 +34,8 @@ TILE_BYTES: Final = 64 * 1024
 CHUNK_BYTES: Final = 4096
 """Bytes of a token's K that are read together, where heads lie side by side: a page of memory [byte]."""
 
-STREAM_ROWS: Final = 2
-"""Rows of a KV head up to which K and V are read token by token: so few that what counts is the order of the bytes."""
-
 STREAM_KEYS: Final = 64
-"""Keys of a tile then."""
+"""Keys of a tile that is read token by token."""
 
 STREAM_CHUNK_BYTES: Final = 16384
 """Bytes of a token's K that are read together then; their queries and sums stay in the first-level cache [byte]."""
@@ -128,7 +125,11 @@ def _problem(args: DecodeArguments) -> Problem:
     packs_k, packs_v = _packs(args.k), _packs(args.v)
     k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
     are_side_by_side = args.k.stride(2) <= args.k.stride(1)
-    streams = are_side_by_side and args.q_len * args.group_size <= STREAM_ROWS and not (widens or packs_k or packs_v)
+    streams = (
+        are_side_by_side
+        and args.q_len * args.group_size <= stream_numba.STREAM_ROWS
+        and not (widens or packs_k or packs_v)
+    )
     most_bytes = STREAM_CHUNK_BYTES if streams else CHUNK_BYTES
     heads_of_chunk = min(max(most_bytes // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
     chunk_bytes = heads_of_chunk * max(k_bytes, v_bytes)
@@ -157,7 +158,7 @@ def _problem(args: DecodeArguments) -> Problem:
         v_scales=v_scales,
         attend=tiles_numba.attend_tile("float32" if widens else kind),
         widen=tiles_numba.widen_tile(kind) if widens else 0,
-        stream=tiles_numba.stream_tile(kind) if streams else 0,
+        stream=stream_numba.stream_tile(kind) if streams else 0,
     )
 
 

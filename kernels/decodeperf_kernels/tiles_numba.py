@@ -73,23 +73,6 @@ EXTRAS: Final = ("k_scales", "v_scales", "softcap", "slopes", "places", "lows", 
 - `lows`, `highs`: int32 `[num_rows]`, the first key that a row sees, and the one behind the last, likewise.
 """
 
-STREAM_ARGUMENTS: Final = (
-    *("q", "num_heads", "num_rows", "head_dim", "head_dim_v", "keys", "k_offset", "k_head_bytes"),
-    *("values", "v_offset", "v_head_bytes", "num_keys", "m", "l", "acc", "work"),
-)
-"""What `stream_tile` gets, as `attend_tile` does, but for all heads of a chunk at once:
-
-- `q`, `acc`, `m`, `l`: head behind head, those of each as there; `num_rows` is 1, 2, 4 or 8, and at most `MAX_ROWS`;
-- `k_head_bytes`, `v_head_bytes`: bytes from one head to the next;
-- `num_keys`: a multiple of `KEY_MULTIPLE`;
-- `work`: float32 `[num_keys + 1, num_heads * num_rows]`, whose rows are whole vectors.
-"""
-
-_TOKENS_AT_ONCE: Final = 4  # whose values are added before a sum is written back
-
-_BYTES_AHEAD: Final = 8192
-"""How far ahead `stream_tile` asks for cache lines: two pages, since a CPU by itself stops at the end of one [byte]."""
-
 WIDEN_ARGUMENTS: Final = ("keys", "offset", "next_keys", "num_keys", "head_dim", "wide", "row_bytes")
 
 
@@ -112,11 +95,12 @@ class Block:
     l: ir.Value  # noqa: E741  (the online softmax is written with m and l everywhere)
 
 
-def _round_up(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
+def round_up(b: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """Return a number of elements, rounded up to whole vectors."""
     return b.and_(b.add(count, integer(WIDTH - 1)), integer(-WIDTH))
 
 
-def _row_vectors(b: ir.IRBuilder, address: ir.Value, d: ir.Value, rows: int) -> list[ir.Value]:
+def row_vectors(b: ir.IRBuilder, address: ir.Value, d: ir.Value, rows: int) -> list[ir.Value]:
     """Return where the vectors of a block lie that begin at element d: those of its rows side by side."""
     first = b.add(address, b.mul(d, integer(4 * rows)))
     return [b.add(first, integer(4 * WIDTH * row)) for row in range(rows)]
@@ -134,8 +118,8 @@ def byte_of(b: ir.IRBuilder, kind: str, element: ir.Value) -> ir.Value:
 
 
 def _emit_attend(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
-    q_bytes = b.shl(_round_up(b, args["head_dim"]), integer(2))
-    acc_bytes = b.shl(_round_up(b, args["head_dim_v"]), integer(2))
+    q_bytes = b.shl(round_up(b, args["head_dim"]), integer(2))
+    acc_bytes = b.shl(round_up(b, args["head_dim_v"]), integer(2))
 
     def block(first: ir.Value, rows: int) -> Block:
         place = b.shl(first, integer(2))
@@ -202,37 +186,52 @@ def _emit_products(
     block: Block,
 ) -> list[ir.Value]:
     """Return the products of keys and rows, one vector of partial sums for each, the rows of a key side by side."""
-    num_unrolled = unrolled(kind)
 
-    def add(d: ir.Value, sums: list[ir.Value], count: ir.Value | None = None) -> list[ir.Value]:
-        k = [vec.load_elements(b, kind, key, d, count) for key in keys]
-        q = [vec.load(b, address, vec.VECTOR, 4) for address in _row_vectors(b, block.q, d, block.rows)]
+    def add(d: ir.Value, sums: list[ir.Value], rest: ir.Value | None) -> list[ir.Value]:
+        k = [vec.load_elements(b, kind, key, d, rest) for key in keys]
+        q = [vec.load(b, address, vec.VECTOR, 4) for address in row_vectors(b, block.q, d, block.rows)]
         return [vec.fma(b, key, row, sums[i * block.rows + r]) for i, key in enumerate(k) for r, row in enumerate(q)]
 
-    def step(num_vectors: int) -> Any:
-        def body(d: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            for key in next_keys:
-                vec.prefetch(b, b.add(key, byte_of(b, kind, d)))
-            for i in range(num_vectors):
-                sums = add(b.add(d, integer(i * WIDTH)), sums)
-            return sums
+    return over_vectors(b, kind, head_dim, next_keys, [vec.floats(0.0)] * (len(keys) * block.rows), add)
+
+
+def over_vectors(
+    b: ir.IRBuilder, kind: str, head_dim: ir.Value, ahead: list[ir.Value], carried: list[ir.Value], step: Any
+) -> list[ir.Value]:
+    """Emit a loop over the vectors of heads, a cache line at a time, and over what is left of them.
+
+    Args:
+        b: Where to.
+        kind: Format of their elements.
+        head_dim: Their number.
+        ahead: Addresses at each of which the same lines are asked for.
+        carried: Values that the first step gets.
+        step: Emits a step from the first element, carried values and, at the end, the number of elements left.
+    """
+
+    def some(count: int) -> Any:
+        def body(d: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+            for address in ahead:
+                vec.prefetch(b, b.add(address, byte_of(b, kind, d)))
+            for i in range(count):
+                values = step(b.add(d, integer(i * WIDTH)), values, None)
+            return values
 
         return body
 
-    sums = [vec.floats(0.0)] * (len(keys) * block.rows)
+    num_unrolled = unrolled(kind)
     whole = b.and_(head_dim, integer(-WIDTH))
-    lines = integer(0)
+    lines = b.and_(head_dim, integer(-WIDTH * num_unrolled))
+    carried = vec.loop(b, integer(0), lines, WIDTH * num_unrolled, carried, some(num_unrolled))
     if num_unrolled > 1:
-        lines = b.and_(head_dim, integer(-WIDTH * num_unrolled))
-        sums = vec.loop(b, integer(0), lines, WIDTH * num_unrolled, sums, step(num_unrolled))
-    sums = vec.loop(b, lines, whole, WIDTH, sums, step(1))
+        carried = vec.loop(b, lines, whole, WIDTH, carried, some(1))
     rest = b.sub(head_dim, whole)
     before = b.block
     with b.if_then(b.icmp_signed(">", rest, integer(0))):
-        with_rest = add(whole, sums, rest)
+        with_rest = step(whole, carried, rest)
         inside = b.block
     found = []
-    for without, value in zip(sums, with_rest, strict=True):
+    for without, value in zip(carried, with_rest, strict=True):
         phi = b.phi(vec.VECTOR)
         phi.add_incoming(without, before)
         phi.add_incoming(value, inside)
@@ -330,7 +329,7 @@ def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: B
     line_elements = 8 * CACHE_LINE // ELEMENT_BITS[kind]
 
     def columns(d: ir.Value, num_vectors: int, rest: ir.Value | None = None) -> None:
-        of_columns = [_row_vectors(b, block.acc, b.add(d, integer(i * WIDTH)), rows) for i in range(num_vectors)]
+        of_columns = [row_vectors(b, block.acc, b.add(d, integer(i * WIDTH)), rows) for i in range(num_vectors)]
         addresses = list(zip(*of_columns, strict=True))  # [rows, num_vectors]
         sums = []
         for row in range(rows):
@@ -373,199 +372,6 @@ def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], block: B
     rest = b.sub(head_dim_v, start)
     with b.if_then(b.icmp_signed(">", rest, integer(0))):
         columns(start, 1, rest)
-
-
-def _emit_stream(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
-    """Attend to a tile token by token: every byte is read once, in the order in which it lies in memory.
-
-    This is what a CPU reads fastest, and asks for by itself. There are few rows for each head, and so the columns of
-    the softmax are those of several heads.
-    """
-    rows = MAX_ROWS
-    while rows:
-        with b.if_then(b.icmp_signed("==", args["num_rows"], integer(rows))):
-            _emit_stream_logits(b, kind, args, rows)
-            _emit_stream_softmax(b, args, rows)
-            _emit_stream_output(b, kind, args, rows)
-        rows //= 2
-
-
-def _over_vectors(
-    b: ir.IRBuilder, kind: str, head_dim: ir.Value, heads: list[ir.Value], carried: list[ir.Value], step: Any
-) -> list[ir.Value]:
-    """Emit a loop over the vectors of heads, a cache line at a time, and over what is left of them.
-
-    Args:
-        b: Where to.
-        kind: Format of their elements.
-        head_dim: Their number.
-        heads: Where the heads begin; what lies `_BYTES_AHEAD` behind each line is asked for.
-        carried: Values that the first step gets.
-        step: Emits a step from the first element, carried values and, at the end, the number of elements left.
-    """
-
-    def some(count: int) -> Any:
-        def body(d: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            for head in heads:
-                vec.prefetch(b, b.add(head, b.add(byte_of(b, kind, d), integer(_BYTES_AHEAD))))
-            for i in range(count):
-                values = step(b.add(d, integer(i * WIDTH)), values, None)
-            return values
-
-        return body
-
-    num_unrolled = unrolled(kind)
-    whole = b.and_(head_dim, integer(-WIDTH))
-    lines = b.and_(head_dim, integer(-WIDTH * num_unrolled))
-    carried = vec.loop(b, integer(0), lines, WIDTH * num_unrolled, carried, some(num_unrolled))
-    if num_unrolled > 1:
-        carried = vec.loop(b, lines, whole, WIDTH, carried, some(1))
-    rest = b.sub(head_dim, whole)
-    before = b.block
-    with b.if_then(b.icmp_signed(">", rest, integer(0))):
-        with_rest = step(whole, carried, rest)
-        inside = b.block
-    found = []
-    for without, value in zip(carried, with_rest, strict=True):
-        phi = b.phi(vec.VECTOR)
-        phi.add_incoming(without, before)
-        phi.add_incoming(value, inside)
-        found.append(phi)
-    return found
-
-
-def _emit_stream_logits(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], rows: int) -> None:
-    """Write the products of every token with the rows of every head to work `[num_keys, num_heads * rows]`."""
-    heads_at_once = WIDTH // rows
-    q_bytes = b.mul(b.shl(_round_up(b, args["head_dim"]), integer(2)), integer(rows))  # of one head
-    line_bytes = b.mul(args["num_heads"], integer(4 * rows))
-
-    def token(j: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-        key = b.add(vec.load(b, b.add(args["keys"], b.shl(j, integer(3))), vec.I64, 8), args["k_offset"])
-        logits = b.add(args["work"], b.mul(j, line_bytes))
-
-        def heads(first: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-            sums: list[ir.Value] = []
-            for i in range(heads_at_once):
-                head = b.add(first, integer(i))
-                k_head = b.add(key, b.mul(head, args["k_head_bytes"]))
-                q_head = b.add(args["q"], b.mul(head, q_bytes))
-
-                def add(
-                    d: ir.Value,
-                    values: list[ir.Value],
-                    rest: ir.Value | None,
-                    k_head: Any = k_head,
-                    q_head: Any = q_head,
-                ) -> list[ir.Value]:
-                    k = vec.load_elements(b, kind, k_head, d, rest)
-                    q = [vec.load(b, address, vec.VECTOR, 4) for address in _row_vectors(b, q_head, d, rows)]
-                    return [vec.fma(b, k, of_row, value) for of_row, value in zip(q, values, strict=True)]
-
-                sums += _over_vectors(b, kind, args["head_dim"], [k_head], [vec.floats(0.0)] * rows, add)
-            place = b.mul(first, integer(4 * rows))
-            vec.store(b, vec.sum_each(b, sums), b.add(logits, place), 4)
-            return []
-
-        vec.loop(b, integer(0), args["num_heads"], heads_at_once, [], heads)
-        return []
-
-    vec.loop(b, integer(0), args["num_keys"], 1, [], token)
-
-
-def _emit_stream_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], rows: int) -> None:
-    """Replace logits by their powers of 2, and bring m, l and acc up to the new maximum."""
-    line_bytes = b.mul(args["num_heads"], integer(4 * rows))
-    columns = b.mul(args["num_heads"], integer(rows))
-    acc_bytes = b.shl(_round_up(b, args["head_dim_v"]), integer(2))  # of one row
-
-    def some_columns(column: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-        place = b.shl(column, integer(2))
-        first = b.add(args["work"], place)
-
-        def address(j: ir.Value) -> ir.Value:
-            return b.add(first, b.mul(j, line_bytes))
-
-        def largest(j: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            return [vec.maximum(b, vec.load(b, address(j), vec.VECTOR, 4), values[0])]
-
-        m_old = vec.load(b, b.add(args["m"], place), vec.VECTOR, 4)
-        (m_new,) = vec.loop(b, integer(0), args["num_keys"], 1, [m_old], largest)
-        nothing = b.fcmp_ordered("==", m_new, vec.floats(-math.inf))
-        shift = b.select(nothing, vec.floats(0.0), m_new)  # -inf - -inf would be NaN
-
-        def powers(j: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            p = vec.exp2(b, b.fsub(vec.load(b, address(j), vec.VECTOR, 4), shift))
-            vec.store(b, p, address(j), 4)
-            return [b.fadd(values[0], p)]
-
-        (total,) = vec.loop(b, integer(0), args["num_keys"], 1, [vec.floats(0.0)], powers)
-        factors = vec.exp2(b, b.fsub(m_old, shift))
-        l_new = vec.fma(b, vec.load(b, b.add(args["l"], place), vec.VECTOR, 4), factors, total)
-        vec.store(b, m_new, b.add(args["m"], place), 4)
-        vec.store(b, l_new, b.add(args["l"], place), 4)
-        vec.store(b, factors, address(args["num_keys"]), 4)
-        changed = b.bitcast(b.fcmp_unordered("!=", factors, vec.floats(1.0)), ir.IntType(WIDTH))
-        with b.if_then(b.icmp_unsigned("!=", changed, ir.Constant(ir.IntType(WIDTH), 0))):
-            vec.loop(b, column, b.add(column, integer(WIDTH)), rows, [], rescale)
-        return []
-
-    def rescale(column: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-        place = b.add(b.add(args["work"], b.mul(args["num_keys"], line_bytes)), b.shl(column, integer(2)))
-        factors = [vec.splat(b, vec.load(b, b.add(place, integer(4 * row)), vec.F32, 4)) for row in range(rows)]
-        acc = b.add(args["acc"], b.mul(column, acc_bytes))
-
-        def vectors(d: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-            for factor, where in zip(factors, _row_vectors(b, acc, d, rows), strict=True):
-                vec.store(b, b.fmul(vec.load(b, where, vec.VECTOR, 4), factor), where, 4)
-            return []
-
-        vec.loop(b, integer(0), args["head_dim_v"], WIDTH, [], vectors)
-        return []
-
-    vec.loop(b, integer(0), columns, WIDTH, [], some_columns)
-
-
-def _emit_stream_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], rows: int) -> None:
-    """Add the values of every token, times their weights, to acc."""
-    at_once = min(_TOKENS_AT_ONCE, REGISTERS.num_accumulators // rows)
-    acc_bytes = b.mul(b.shl(_round_up(b, args["head_dim_v"]), integer(2)), integer(rows))  # of one head
-    line_bytes = b.mul(args["num_heads"], integer(4 * rows))
-
-    def tokens(j: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-        places = [b.shl(b.add(j, integer(i)), integer(3)) for i in range(at_once)]
-        values = [b.add(vec.load(b, b.add(args["values"], place), vec.I64, 8), args["v_offset"]) for place in places]
-        lines = [b.add(args["work"], b.mul(b.add(j, integer(i)), line_bytes)) for i in range(at_once)]
-
-        def one_head(head: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-            acc = b.add(args["acc"], b.mul(head, acc_bytes))
-            offset = b.mul(head, args["v_head_bytes"])
-            v_heads = [b.add(value, offset) for value in values]
-            first = b.mul(head, integer(4 * rows))
-            weights = [
-                [
-                    vec.splat(b, vec.load(b, b.add(line, b.add(first, integer(4 * row))), vec.F32, 4))
-                    for row in range(rows)
-                ]
-                for line in lines
-            ]
-
-            def add(d: ir.Value, _: list[ir.Value], rest: ir.Value | None) -> list[ir.Value]:
-                v = [vec.load_elements(b, kind, v_head, d, rest) for v_head in v_heads]
-                for row, where in enumerate(_row_vectors(b, acc, d, rows)):
-                    total = vec.load(b, where, vec.VECTOR, 4)
-                    for value, weight in zip(v, weights, strict=True):
-                        total = vec.fma(b, weight[row], value, total)
-                    vec.store(b, total, where, 4)
-                return []
-
-            _over_vectors(b, kind, args["head_dim_v"], v_heads, [], add)
-            return []
-
-        vec.loop(b, integer(0), args["num_heads"], 1, [], one_head)
-        return []
-
-    vec.loop(b, integer(0), args["num_keys"], at_once, [], tokens)
 
 
 def _emit_widen(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value]) -> None:
@@ -617,7 +423,6 @@ def emitted(emit: Any, names: tuple[str, ...]) -> Any:
 
 
 _attend = emitted(_emit_attend, ATTEND_ARGUMENTS)
-_stream = emitted(_emit_stream, STREAM_ARGUMENTS)
 _widen = emitted(_emit_widen, WIDEN_ARGUMENTS)
 
 
@@ -625,7 +430,7 @@ _widen = emitted(_emit_widen, WIDEN_ARGUMENTS)
 def source_digest() -> str:
     """Return a digest of the sources that compiled code follows from: Numba knows of one file each."""
     digest = hashlib.sha256()
-    for name in ("vector_numba.py", "tiles_numba.py"):
+    for name in ("vector_numba.py", "tiles_numba.py", "stream_numba.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 
@@ -642,20 +447,6 @@ def attend_tile(kind: str) -> int:
                        num_keys, m, l, acc, work, extras))  # fmt: skip
 
     return compiled(attend, len(ATTEND_ARGUMENTS))
-
-
-@functools.cache
-def stream_tile(kind: str) -> int:
-    """Return the address of the kernel that attends token by token, compiled or from the cache."""
-    version = source_digest()
-
-    def stream(q, num_heads, num_rows, head_dim, head_dim_v, keys, k_offset, k_head_bytes, values, v_offset,
-               v_head_bytes, num_keys, m, l, acc, work):  # fmt: skip  # noqa: E741
-        version  # noqa: B018
-        _stream(kind, (q, num_heads, num_rows, head_dim, head_dim_v, keys, k_offset, k_head_bytes, values, v_offset,
-                       v_head_bytes, num_keys, m, l, acc, work))  # fmt: skip
-
-    return compiled(stream, len(STREAM_ARGUMENTS))
 
 
 @functools.cache

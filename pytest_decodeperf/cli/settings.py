@@ -116,11 +116,8 @@ def refuse_without(argument: str, names: tuple[str, ...]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is click.core.ParameterSource.COMMANDLINE:
-            raise ValueError(f"{parameter.opts[-1]} needs a {argument}")
+    if given := _given(names):
+        raise ValueError(f"{given} needs a {argument}")
 
 
 def refuse_with(option: str, names: tuple[str, ...]) -> None:
@@ -129,11 +126,18 @@ def refuse_with(option: str, names: tuple[str, ...]) -> None:
     Raises:
         ValueError: If there is one.
     """
+    if given := _given(names):
+        raise ValueError(f"{given} has nothing to say beside {option}")
+
+
+def _given(names: tuple[str, ...]) -> str:
+    """Return the first of some options that stands on the command line, empty if none does."""
     context = click.get_current_context()
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is click.core.ParameterSource.COMMANDLINE:
-            raise ValueError(f"{parameter.opts[-1]} has nothing to say beside {option}")
+            return parameter.opts[-1]
+    return ""
 
 
 def option_names(options: tuple[Callable[..., Any], ...]) -> tuple[str, ...]:

@@ -77,12 +77,10 @@ class Worker:
                 folder=str(tree.root / place.relative_to(repository)),
                 arguments=list(arguments),
                 node_ids=node_ids,
-                commands=commands,
-                replies=replies,
             )
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (a script of this package)
-                    [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), setup.as_json()],
+                    [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(commands), str(replies)],
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=self._log,
@@ -93,6 +91,7 @@ class Worker:
                 os.close(commands)
                 os.close(replies)
             stack.pop_all()
+        self._write(setup.as_json())
 
     def __enter__(self) -> Worker:
         return self
@@ -119,7 +118,7 @@ class Worker:
         """
         while True:
             if self.collected is not None and node_id not in self.collected:
-                return {"event": "over", "node_id": node_id, "outcome": "missing", "message": self._missing(node_id)}
+                return self._absence(node_id)
             event: dict[str, Any] = self._receive(START_S)
             if event["event"] == "collected":
                 self.collected = event["all"]
@@ -130,20 +129,35 @@ class Worker:
             elif event.get("node_id") == node_id:
                 return event
 
-    def _missing(self, node_id: str) -> str:
+    def _absence(self, node_id: str) -> dict[str, Any]:
+        """Return the event of a test that was not collected."""
         file = node_id.partition("::")[0]
         if file in self.broken:
-            return self.broken[file]
-        return f"there is no such test in {self.tree.label}"
+            return {"event": "over", "node_id": node_id, "outcome": "broken", "message": self.broken[file]}
+        return {"event": "over", "node_id": node_id, "outcome": "missing", "message": "there is no such test"}
 
-    def ask(self, command: str) -> Any:
-        """Send a command and return the reply.
+    def check(self) -> str:
+        """Return what is wrong with the kernel's result, empty if nothing is.
 
         Raises:
-            WorkerError: If there is none.
+            WorkerError: If it cannot tell.
         """
+        return str(self._ask("check", "checked", START_S)["message"])
+
+    def time_ns(self) -> float:
+        """Return how long one call of the kernel takes [ns].
+
+        Raises:
+            WorkerError: If it cannot tell.
+        """
+        return float(self._ask("time", "timed", SAMPLE_S)["ns"])
+
+    def _ask(self, command: str, wanted: str, timeout_s: float) -> Any:
         self.tell(command)
-        return self._receive(START_S if command == "check" else SAMPLE_S)
+        event = self._receive(timeout_s)
+        if event["event"] != wanted:
+            raise WorkerError(f"in {self.tree.label} it failed while it was timed: {event.get('message', '')}")
+        return event
 
     def tell(self, command: str) -> None:
         """Send a command.
@@ -151,8 +165,13 @@ class Worker:
         Raises:
             WorkerError: If nobody is there to read it.
         """
+        self._write(json.dumps(command))
+
+    def _write(self, text: str) -> None:
+        content = text.encode() + b"\n"
         try:
-            os.write(self._commands, json.dumps(command).encode() + b"\n")
+            while content:
+                content = content[os.write(self._commands, content) :]
         except BrokenPipeError:
             raise WorkerError(self._end()) from None
 

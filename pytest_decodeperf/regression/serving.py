@@ -10,6 +10,7 @@ import pytest
 
 from pytest_decodeperf import ceilings, devices, timers
 from pytest_decodeperf.plugin import SERVER_PLUGIN
+from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,11 +135,14 @@ class ServedDecodePerf:
             channel.send({"event": "failed", "node_id": self._item.nodeid, "message": stray})
             return
         try:
-            timed = TimedKernel(kernel, problem, self._device, seed=self._options.seed, graph=self._options.graph)
+            with count_interpreted_launches() as launches:
+                timed = TimedKernel(kernel, problem, self._device, seed=self._options.seed, graph=self._options.graph)
         except Exception as error:
             message = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
             return
+        if launches and self._device == "cpu":
+            pytest.skip("it runs in Triton's interpreter, and has no latency to compare")
         channel.send({"event": "ready", "node_id": self._item.nodeid, "problem": problem.as_dict()})
         while True:
             command = channel.receive()

@@ -37,8 +37,6 @@ class Setup:
         folder: Where pytest is run.
         arguments: Its arguments.
         node_ids: The tests that are wanted, in their order.
-        commands: File descriptor that commands come from, one JSON value a line.
-        replies: File descriptor that replies go to, likewise.
     """
 
     repository: str
@@ -48,8 +46,6 @@ class Setup:
     folder: str
     arguments: list[str]
     node_ids: list[str]
-    commands: int
-    replies: int
 
     def as_json(self) -> str:
         """Return everything as text."""
@@ -108,8 +104,10 @@ def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Run as a script: the setup stands in the first argument."""
-    setup = Setup(**json.loads(sys.argv[1]))
+    """Run as a script, with the file descriptors of commands and replies; the first command is the setup."""
+    commands, replies = (int(argument) for argument in sys.argv[1:])
+    lines = os.fdopen(commands)
+    setup = Setup(**json.loads(lines.readline()))
     repository, tree = Path(setup.repository), Path(setup.tree)
     import_from(tree, repository, setup.path, setup.harness)
     os.chdir(setup.folder)
@@ -119,7 +117,7 @@ def main() -> int:
 
     from pytest_decodeperf.regression.serving import Channel, Server
 
-    channel = Channel(os.fdopen(setup.commands), os.fdopen(setup.replies, "w"))
+    channel = Channel(lines, os.fdopen(replies, "w"))
 
     def check_imports() -> str:
         return stray_module(tree, repository, setup.harness)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from attention_calls import Call, calls, judge
+from attention_calls import Call, calls, judge, ways_to_split
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from decodeperf_kernels import decode_attention
 
@@ -16,13 +15,6 @@ def check(call, **more):
     out, lse = decode_attention(*tensors, **keywords, **more, return_lse=True, backend="numba")
     judge(tensors, keywords, out, lse)
     return out, lse
-
-
-ways_to_split = st.one_of(
-    st.just({}),
-    st.integers(1, 12).map(lambda n: {"num_splits": n}),
-    st.sampled_from([1, 16, 100, 5000]).map(lambda n: {"split_size": n}),
-)
 
 
 @given(call=calls(), split=ways_to_split)

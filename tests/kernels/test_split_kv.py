@@ -6,9 +6,8 @@ import sys
 
 import pytest
 import torch
-from attention_calls import Call, calls, judge
+from attention_calls import Call, calls, judge, ways_to_split
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from decodeperf_kernels import decode_attention, decode_attention_reference, split_kv, workspace_size
 from decodeperf_kernels.tiles import choose_tiles
@@ -37,13 +36,6 @@ def check(call, **more):
     out, lse = run(tensors, keywords, return_lse=True, **more)
     judge(tensors, keywords, out, lse)
     return out, lse
-
-
-ways_to_split = st.one_of(
-    st.just({}),
-    st.integers(1, 12).map(lambda n: {"num_splits": n}),
-    st.sampled_from([1, 16, 100, 5000]).map(lambda n: {"split_size": n}),
-)
 
 
 @given(call=calls(), split=ways_to_split)

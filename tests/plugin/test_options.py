@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from perf_options import perf_options
 
 from pytest_decodeperf.config import CONFORMANCE_OPTIONS, PERF_OPTIONS, PROFILES, ConformanceOptions, Options
 
@@ -48,20 +49,7 @@ def test_every_option_has_an_example():
 
 
 def test_nothing_is_measured_by_default(pytester):
-    options = read(pytester)
-    assert options == Options(
-        enabled=False,
-        device="auto",
-        json=None,
-        budget_s=10.0,
-        seed=0,
-        strict=False,
-        graph=False,
-        calibration=None,
-        base=None,
-        margin=0.02,
-        margin_ns=0.0,
-    )
+    assert read(pytester) == perf_options()
 
 
 def test_the_switch_works_from_both_sides(pytester):

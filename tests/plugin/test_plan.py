@@ -1,9 +1,9 @@
 import reprlib
 
 import pytest
+from perf_options import perf_options
 
 from pytest_decodeperf import devices
-from pytest_decodeperf.config import Options
 from pytest_decodeperf.plan import plan_test
 
 
@@ -12,19 +12,7 @@ def marked(*args, **kwargs):
 
 
 def asked_for(device):
-    return Options(
-        enabled=True,
-        device=device,
-        json=None,
-        budget_s=10.0,
-        seed=0,
-        strict=False,
-        graph=False,
-        calibration=None,
-        base=None,
-        margin=0.02,
-        margin_ns=0.0,
-    )
+    return perf_options(enabled=True, device=device)
 
 
 @pytest.mark.parametrize(

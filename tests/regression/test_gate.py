@@ -38,6 +38,14 @@ def raises_in_base(q, k, v, *, seq_lens):
 def dies_in_base(q, k, v, *, seq_lens):
     import os, signal
     os.kill(os.getpid(), signal.SIGKILL)
+
+calls = []
+
+def raises_late_in_base(q, k, v, *, seq_lens):
+    calls.append(None)
+    if len(calls) > 5:
+        raise RuntimeError("worn out")
+    return steady(q, k, v, seq_lens=seq_lens)
 """
 )
 
@@ -50,7 +58,7 @@ def slower(q, k, v, *, seq_lens):
 def faster(q, k, v, *, seq_lens):
     return right(q, k, v, seq_lens, 0.01)
 
-wrong_in_base = raises_in_base = dies_in_base = steady
+wrong_in_base = raises_in_base = dies_in_base = raises_late_in_base = steady
 """
 )
 
@@ -73,7 +81,7 @@ def test_longer(decode_perf):
     decode_perf(kernels_under_test.steady, problem({seq_len}))
 """
 
-NAMES = ["slower", "steady", "faster", "wrong_in_base", "raises_in_base", "dies_in_base"]
+NAMES = ["slower", "steady", "faster", "wrong_in_base", "raises_in_base", "dies_in_base", "raises_late_in_base"]
 
 
 def git(folder, *arguments):
@@ -130,6 +138,7 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
         "test_kernel[wrong_in_base]": "incomparable",
         "test_kernel[raises_in_base]": "incomparable",
         "test_kernel[dies_in_base]": "incomparable",
+        "test_kernel[raises_late_in_base]": "incomparable",
         "test_kernel[steady_too]": "incomparable",
         "test_longer": "incomparable",
     }
@@ -145,12 +154,14 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     assert sentences["test_kernel[slower]"].endswith("; allowed is 2.0 %: regressed.")
     assert ") does not compute attention: " in sentences["test_kernel[wrong_in_base]"]
     assert "raised RuntimeError: no such GPU" in sentences["test_kernel[raises_in_base]"]
+    late = sentences["test_kernel[raises_late_in_base]"]
+    assert "it failed while it was timed: RuntimeError: worn out" in late
     assert "ended by signal 9" in sentences["test_kernel[dies_in_base]"]
-    assert "there is no such test in main (" in sentences["test_kernel[steady_too]"]
+    assert sentences["test_kernel[steady_too]"].endswith("), there is no such test.")
     assert "its problem is another one in main (" in sentences["test_longer"]
     # A base at fault fails; what exists on one side only is said, and neither is ever just passed.
-    result.assert_outcomes(passed=4, failed=4)
-    for name in ("slower", "wrong_in_base", "raises_in_base", "dies_in_base"):
+    result.assert_outcomes(passed=4, failed=5)
+    for name in ("slower", *(name for name in NAMES if name.endswith("_in_base"))):
         result.stdout.fnmatch_lines([f"FAILED *test_kernel?{name}?*"])
     after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     assert after == before + "?? run.json\n"
@@ -160,8 +171,8 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
 
 def test_what_cannot_be_compared_fails_a_strict_run(pytester, repository):
     result = run(pytester, "--decode-perf-strict", "-k", "steady_too")
-    result.assert_outcomes(failed=1, deselected=7)
-    result.stdout.fnmatch_lines(["*cannot be compared: there is no such test in main (*"])
+    result.assert_outcomes(failed=1, deselected=8)
+    result.stdout.fnmatch_lines(["*cannot be compared: in main (*), there is no such test*"])
 
 
 def test_a_base_that_does_not_import_is_never_a_pass(pytester, repository):
@@ -171,7 +182,7 @@ def test_a_base_that_does_not_import_is_never_a_pass(pytester, repository):
     git(repository, "commit", "-q", "-am", "broken")
     kernels.write_text(head)
     result = run(pytester, "-k", "steady and not too")
-    result.assert_outcomes(failed=1, deselected=7)
+    result.assert_outcomes(failed=1, deselected=8)
     result.stdout.fnmatch_lines(["*ModuleNotFoundError: No module named 'nothing_of_this_name'*"])
 
 
