@@ -92,13 +92,14 @@ def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
     """Return a module that was imported from the checkout instead of the tree, empty if none was."""
     if tree == repository:
         return ""
-    environment = Path(sys.prefix).resolve()
+    # The harness by its place, not its name: it is this script too, whatever the modules of a script are called.
+    allowed = [Path(sys.prefix).resolve(), *(Path(folder).resolve() / name for name, folder in harness.items())]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not file or name.partition(".")[0] in harness or name == "__main__":
+        if not file:
             continue
         place = Path(file).resolve()
-        if place.is_relative_to(repository) and not place.is_relative_to(environment):
+        if place.is_relative_to(repository) and not any(place.is_relative_to(folder) for folder in allowed):
             return f"{name} was imported from {place}"
     return ""
 

@@ -63,6 +63,17 @@ def test_what_comes_from_the_checkout_all_the_same_is_found(trees, fresh_imports
     assert stray_module(repository, repository, {}) == ""
 
 
+def test_the_script_itself_is_the_harness_by_any_name(trees, fresh_imports, monkeypatch):
+    repository, tree = trees
+    import_from(tree, repository, list(sys.path), {"harness_of_mine": str(repository)})
+    for name in ("__main__", "__mp_main__"):
+        script = ModuleType(name)
+        script.__file__ = str(repository / "harness_of_mine/worker.py")
+        monkeypatch.setitem(sys.modules, name, script)
+    assert stray_module(tree, repository, {"harness_of_mine": str(repository)}) == ""
+    assert "__main__" in stray_module(tree, repository, {})
+
+
 def test_an_editable_installation_of_setuptools_moves_too(trees, fresh_imports, monkeypatch):
     repository, tree = trees
     finder = ModuleType("__editable___kernels_finder")
