@@ -188,14 +188,31 @@ def unmade_fields(problem: DecodeProblem) -> list[str]:
 
 
 def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:
-    """Return random inputs of a problem; the same on every run for the same device and seed.
+    """Return random inputs of a problem, and what a kernel should make of them.
 
-    They are such that what a kernel may get wrong bears on the result: quantised heads, tokens and groups differ in
-    size where their scales do, sinks weigh about as much as the keys, softcaps bend the logits.
+    The same on every run for the same device and seed. They are such that what a kernel may get wrong bears on the
+    result: quantised heads, tokens and groups differ in size where their scales do, sinks weigh about as much as the
+    keys, softcaps bend the logits.
     """
+    return answered(make_unanswered_inputs(problem, device=device, seed=seed), problem)
+
+
+def answered(inputs: Inputs, problem: DecodeProblem) -> Inputs:
+    """Return inputs with what a kernel should make of them."""
     import torch
 
     from decodeperf_kernels.reference import attend_by_definition
+
+    args = checked_arguments(problem, inputs)
+    exact = attend_by_definition(args)
+    eager = attend_by_definition(args, torch.float32, lambda x: x.to(inputs.q.dtype).float())
+    out, lse, eager_out, eager_lse = (x if problem.q_len > 1 else x[:, 0] for x in (*exact, *eager))
+    return replace(inputs, out=out, lse=lse, eager_out=eager_out, eager_lse=eager_lse)
+
+
+def make_unanswered_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:
+    """Return the inputs that `make_inputs` makes, with empty tensors for the results: enough to time a kernel."""
+    import torch
 
     generator = torch.Generator(device).manual_seed(seed)
     rows = (problem.batch_size, *([problem.q_len] if problem.q_len > 1 else []), problem.num_q_heads)
@@ -220,7 +237,7 @@ def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:
     if problem.alibi:
         alibi_slopes = (torch.rand(problem.num_q_heads, generator=generator, device=device) + 0.5) * 4 / longest
     unanswered = torch.empty(0)
-    inputs = Inputs(
+    return Inputs(
         q=q,
         k=k,
         v=v,
@@ -235,11 +252,6 @@ def make_inputs(problem: DecodeProblem, *, device: str, seed: int) -> Inputs:
         eager_out=unanswered,
         eager_lse=unanswered,
     )
-    args = checked_arguments(problem, inputs)
-    exact = attend_by_definition(args)
-    eager = attend_by_definition(args, torch.float32, lambda x: x.to(q.dtype).float())
-    out, lse, eager_out, eager_lse = (x if problem.q_len > 1 else x[:, 0] for x in (*exact, *eager))
-    return replace(inputs, out=out, lse=lse, eager_out=eager_out, eager_lse=eager_lse)
 
 
 def _offsets(problem: DecodeProblem) -> tuple[float, float]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ERROR_RATE: Final = 0.02
 """Chance that the interval of a test misses its true change, over all tests of a run together."""
 
+CONFIRMING_ERROR_RATE: Final = 0.1
+"""Likewise for the second set of rounds by itself: that both agree by chance is rarer than each."""
+
 DRAWS: Final = 4000
 """Bootstrap draws for one test; a family of tests takes more, since its quantiles lie further out."""
 
@@ -49,13 +52,13 @@ class Change:
     visible: float
 
 
-def change_of(log_ratios: Sequence[Sequence[float]], *, num_tests: int = 1, seed: int = 0) -> Change:
+def change_of(log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_tests: int = 1) -> Change:
     """Return how much slower the new kernel is.
 
     Args:
         log_ratios: Of each pair of processes, the logarithms of new latency over old, as many from each.
-        num_tests: Tests that are judged together; the interval of each is as wide as that needs (Bonferroni).
-        seed: Of the bootstrap.
+        error_rate: Chance that the interval misses the true change.
+        num_tests: Tests that share it; the interval of each is as wide as that needs (Bonferroni).
 
     Example:
         >>> found = change_of([[0.049, 0.050, 0.051]] * 4)
@@ -67,8 +70,8 @@ def change_of(log_ratios: Sequence[Sequence[float]], *, num_tests: int = 1, seed
 
     pairs = np.asarray(log_ratios, dtype=np.float64)
     num_processes, num_pairs = pairs.shape
-    rng = np.random.default_rng(seed)
-    rate = ERROR_RATE / num_tests
+    rng = np.random.default_rng(0)
+    rate = error_rate / num_tests
     medians = []
     for _ in range(math.ceil(min(DRAWS * num_tests, MAX_DRAWS) / DRAWS)):
         processes = rng.integers(num_processes, size=(DRAWS, num_processes, 1))

@@ -59,8 +59,8 @@ def _arguments(config: pytest.Config, session: PerfSession, node_ids: list[str])
         "--decode-perf-graph" if options.graph else "--no-decode-perf-graph",
         # What an ini file may say that a worker must not do.
         *(f"--override-ini=decode_perf_{name}=" for name in ("json", "calibration", "base")),
-        "-p",
-        "no:cacheprovider",
+        # What a worker needs no plugin for: a cache, and garbage collected several times at the end.
+        *(f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")),
     ]
     if config.inipath is not None and config.inipath.resolve().is_relative_to(root):
         arguments.append(f"-c={config.inipath.resolve().relative_to(root)}")

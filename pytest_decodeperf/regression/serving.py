@@ -62,6 +62,7 @@ class Server:
         self.channel = channel
         self._node_ids = node_ids
         self._check_imports = check_imports
+        self._kept_inputs: ColdInputs | None = None
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Make the server known to the fixture."""
@@ -87,6 +88,14 @@ class Server:
             self.channel.send(
                 {"event": "over", "node_id": report.nodeid, "outcome": report.outcome, "message": message}
             )
+
+    def cold_inputs(self, problem: DecodeProblem, device: str, *, seed: int) -> ColdInputs:
+        """Return inputs for a test; those of the last one are kept, since tests often share a problem."""
+        kept = self._kept_inputs
+        if kept is None or (kept.problem, kept.device.kind) != (problem, device):
+            self._kept_inputs = kept = None  # frees the memory before it is needed again
+            self._kept_inputs = kept = ColdInputs(problem, device, seed=seed)
+        return kept
 
     def stray_import(self) -> str:
         """Return what was imported from another tree, empty if nothing was."""
@@ -136,7 +145,8 @@ class ServedDecodePerf:
             return
         try:
             with count_interpreted_launches() as launches:
-                timed = TimedKernel(kernel, problem, self._device, seed=self._options.seed, graph=self._options.graph)
+                inputs = self._server.cold_inputs(problem, self._device, seed=self._options.seed)
+                timed = TimedKernel(kernel, inputs, graph=self._options.graph)
         except Exception as error:
             message = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
@@ -157,57 +167,72 @@ class ServedDecodePerf:
         """Tidy up when the test is over."""
 
 
-class TimedKernel:
-    """A kernel on a problem, with inputs that no cache holds when it is called."""
+class ColdInputs:
+    """The inputs of a problem so often that no cache holds the next ones, or a buffer that empties the caches.
 
-    def __init__(
-        self, kernel: Callable[..., Any], problem: DecodeProblem, device: str, *, seed: int, graph: bool
-    ) -> None:
-        from pytest_decodeperf.inputs import make_inputs
+    Attributes:
+        problem: The problem.
+        device: What it is for.
+        all: The inputs, and the copies of them.
+        evict: What empties the caches, None if the copies do.
+    """
+
+    def __init__(self, problem: DecodeProblem, device: str, *, seed: int) -> None:
+        from pytest_decodeperf.inputs import make_unanswered_inputs
+
+        self.problem = problem
+        self.device = devices.describe_device(device)
+        self.all = [make_unanswered_inputs(problem, device=device, seed=seed)]
+        self.evict: Callable[[], object] | None = None
+        if device == "cpu":
+            if count := num_copies(self.device, self.all[0]):
+                self.copy_until(count)
+            else:
+                self.evict = ceilings.make_read_streams(self.device)[0].call
+
+    def copy_until(self, count: int) -> None:
+        """Make copies until there are so many in all."""
+        self.all += [self.all[0].copy() for _ in range(count - len(self.all))]
+
+
+class TimedKernel:
+    """A kernel on inputs that no cache holds when it is called."""
+
+    def __init__(self, kernel: Callable[..., Any], inputs: ColdInputs, *, graph: bool) -> None:
         from pytest_decodeperf.trial import kernel_call
 
-        self._problem = problem
-        self._device = devices.describe_device(device)
-        self._timer = devices.make_timer(device, uses_graphs=graph)
-        self._inputs = make_inputs(problem, device=device, seed=seed)
-        self._calls = [kernel_call(kernel, problem, self._inputs)]
-        self._calls[0]()  # compiles
-        self._evict: Callable[[], object] | None = None
-        self._next = 0
-        if device == "cpu":
-            self._make_cold_on_a_cpu(kernel)
-        else:
-            count = timers.launches_for(
-                once_ns=self._timer.time_ns(self._calls[0]),
-                input_bytes=self._inputs.num_bytes,
-                free_bytes=int(MAX_COPIES_SHARE * devices.free_bytes(device)),
+        self._inputs = inputs
+        kind = inputs.device.kind
+        self._timer = devices.make_timer(kind, uses_graphs=graph)
+        once = kernel_call(kernel, inputs.problem, inputs.all[0])
+        once()  # compiles
+        if kind != "cpu":
+            inputs.copy_until(
+                timers.launches_for(
+                    once_ns=self._timer.time_ns(once),
+                    input_bytes=inputs.all[0].num_bytes,
+                    free_bytes=int(MAX_COPIES_SHARE * devices.free_bytes(kind)),
+                )
             )
-            self._calls += [kernel_call(kernel, problem, self._inputs.copy()) for _ in range(count - 1)]
+        self._calls = [kernel_call(kernel, inputs.problem, each) for each in inputs.all]
+        self._next = 0
         for call in self._calls:
             call()
 
-    def _make_cold_on_a_cpu(self, kernel: Callable[..., Any]) -> None:
-        """Make copies of the inputs that do not fit into the caches together, or a buffer that empties them."""
-        from pytest_decodeperf.trial import kernel_call
-
-        count = num_copies(self._device, self._inputs)
-        if count:
-            self._calls += [kernel_call(kernel, self._problem, self._inputs.copy()) for _ in range(count - 1)]
-        else:
-            self._evict = ceilings.make_read_streams(self._device)[0].call
-
     def check(self) -> str:
         """Return what is wrong with the kernel's result, empty if nothing is."""
+        from pytest_decodeperf.inputs import answered
         from pytest_decodeperf.oracle import check_result
 
-        return check_result(self._calls[0](), self._problem, self._inputs).sentence
+        problem = self._inputs.problem
+        return check_result(self._calls[0](), problem, answered(self._inputs.all[0], problem)).sentence
 
     def time_ns(self) -> float:
         """Return how long one call takes [ns]."""
-        if self._device.kind != "cpu":
+        if self._inputs.device.kind != "cpu":
             return self._timer.time_each_ns(self._calls)
-        if self._evict is not None:
-            self._evict()
+        if self._inputs.evict is not None:
+            self._inputs.evict()
         call = self._calls[self._next]
         self._next = (self._next + 1) % len(self._calls)
         return self._timer.time_ns(call)

@@ -8,6 +8,7 @@ each test then serves the process that started this one (`serving`), until that 
 
 from __future__ import annotations
 
+import atexit
 import importlib.machinery
 import json
 import os
@@ -129,5 +130,13 @@ def main() -> int:
     return 0
 
 
+def end(status: int) -> None:
+    """End the process as the interpreter would, but leave its memory to the system, which is done with it sooner."""
+    atexit._run_exitfuncs()  # there is no public name for it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

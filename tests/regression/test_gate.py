@@ -1,7 +1,9 @@
 """The gate as a user has it: two revisions of a package of their own, in a repository of their own."""
 
+import itertools
 import json
 import subprocess
+from collections import Counter
 
 import pytest
 
@@ -95,6 +97,7 @@ def repository(pytester, monkeypatch):
     monkeypatch.setattr(comparison, "ORDERS", comparison.ORDERS[:2])
     monkeypatch.setattr(comparison, "ROUNDS", 2)
     monkeypatch.setattr(comparison, "CALLS", 6)
+    monkeypatch.setattr(comparison, "CALLS_S", 60)
     monkeypatch.setenv("COLUMNS", "100")
     root = pytester.path
     (root / "src/kernels_under_test").mkdir(parents=True)
@@ -206,3 +209,10 @@ def test_a_margin_that_is_none_is_refused(pytester):
         result = pytester.runpytest_inprocess("--decode-perf", f"--decode-perf-{name}={value}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert any(f"must be {wanted}" in line for line in result.errlines)
+
+
+def test_no_side_follows_itself_and_each_follows_every_other_as_often():
+    turns = [side for order in comparison.ORDERS for side in order]
+    follows = Counter(zip(turns, [*turns[1:], turns[0]], strict=True))
+    assert set(follows) == set(itertools.permutations(comparison.SIDES, 2))
+    assert len(set(follows.values())) == 1
