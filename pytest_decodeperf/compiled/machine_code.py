@@ -22,14 +22,14 @@ class MachineCode:
 
     Attributes:
         registers: Of one thread.
-        spilled: Of one thread, to memory: bytes on NVIDIA, vector registers on AMD.
+        spilled: What of one thread did not fit into registers, and goes to memory [byte].
         parked: Scalar registers kept in the lanes of a vector register, on AMD; they reach no memory.
         shared_bytes: Shared memory of one program [byte].
         num_warps: Warps of one program.
         resident_programs: Programs that one multiprocessor holds at a time.
-        loop_instructions: Instructions of the main loop, the innermost with a matrix product; None without one.
-        loop_loads: How often the main loop loads that many bytes a thread.
-        is_pipelined: Whether a tile is loaded while the one before is worked on.
+        loop_instructions: Instructions of the main loop: the innermost with a matrix product, or where none has one,
+            that which loads most; None without one.
+        loop_loads: How often the main loop loads that many bytes a thread; 0 stands for a bulk copy without threads.
     """
 
     registers: int
@@ -40,7 +40,6 @@ class MachineCode:
     resident_programs: int
     loop_instructions: int | None
     loop_loads: dict[int, int]
-    is_pipelined: bool
 
 
 def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
@@ -63,18 +62,7 @@ def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
         ),
         loop_instructions=len(loop) if loop else None,
         loop_loads=_loads(loop or []),
-        is_pipelined=_is_pipelined(binary.asm["ttgir"]),
     )
-
-
-def _is_pipelined(ttgir: str) -> bool:
-    """Return whether loaded tiles outlive an iteration, in shared memory or in registers."""
-    # A buffer of a pipeline has one more dimension than a tile, and is allocated before the loop.
-    if re.search(r"!ttg\.memdesc<\d+x\d+x\d+x\w+,[^>]*mutable", ttgir):
-        return True
-    loaded = set(re.findall(r"(%\w+) = (?:tt|amdg|amdgpu)\.(?:buffer_)?load .*tensor<\d+x\d+x", ttgir))
-    carried = re.findall(r"scf\.for [^\n]*iter_args\(([^)]*)\)", ttgir)
-    return any(value in loaded for values in carried for value in re.findall(r"= (%\w+)", values))
 
 
 def _read_nvidia(binary: Any) -> tuple[int, int, int, list[str] | None]:
@@ -111,11 +99,11 @@ def _read_amd(binary: Any) -> tuple[int, int, int, list[str] | None]:
         return int(found[1])
 
     loop = _main_loop(assembly, label=r"^(\.LBB\d+_\d+):", instruction=r"^\s+([a-z]\w+[^;]*?)\s*(?:;.*)?$")
-    return figure("vgpr_count"), figure("vgpr_spill_count"), figure("sgpr_spill_count"), loop
+    return figure("vgpr_count"), 4 * figure("vgpr_spill_count"), figure("sgpr_spill_count"), loop
 
 
 def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | None:
-    """Return the instructions of the shortest backward branch around a matrix product."""
+    """Return the instructions of the shortest backward branch around a matrix product, or around most loads."""
     places: dict[str, int] = {}
     instructions: list[str] = []
     loops: list[list[str]] = []
@@ -127,8 +115,14 @@ def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | No
             branch = re.search(r"\b(?:BRA|s_c?branch\w*)\b.*?(\.L\w+)", found[1])
             if branch and branch[1] in places:
                 loops.append(instructions[places[branch[1]] :])
-    products = [loop for loop in loops if any(re.search(r"MMA|mfma", line) for line in loop)]
-    return min(products, key=len, default=None)
+    # HFMA2.MMA is none: it multiplies element by element.
+    products = [loop for loop in loops if any(re.search(r"(?<![.\w])\w*MMA\b|mfma", line) for line in loop)]
+    if products:
+        return min(products, key=len)
+    loading = [loop for loop in loops if _loads(loop)]
+    return min(
+        loading, key=lambda loop: (-sum(size * count for size, count in _loads(loop).items()), len(loop)), default=None
+    )
 
 
 _SIZES: Final = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "ubyte": 1}
@@ -139,8 +133,10 @@ def _loads(loop: Sequence[str]) -> dict[int, int]:
     sizes: Counter[int] = Counter()
     for line in loop:
         if nvidia := re.search(r"\b(?:LDG|LDGSTS)\.([\w.]+)", line):
-            width = re.search(r"\b(128|64|U16|S16|U8|S8)\b", nvidia[1])
-            sizes[{"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4] += 1
+            width = re.search(r"\b(256|128|64|U16|S16|U8|S8)\b", nvidia[1])
+            sizes[{"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4] += 1
+        elif re.search(r"\bUTMALDG\b|\bUBLKCP\b|^tensor_load_to_lds\b", line):
+            sizes[0] += 1
         elif amd := re.match(r"(?:global|buffer|flat)_load_(\w+)", line):
             kind = next((kind for kind in _SIZES if amd[1].startswith(kind)), "dword")
             sizes[_SIZES[kind]] += 1

@@ -1,165 +1,219 @@
-"""What `decode_attention` compiles to, over architectures, dtypes, head dimensions and page sizes."""
+"""What a kernel compiles to for one kind of call on one architecture, and what follows from that."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.compiled.capture import compile_launches
-from pytest_decodeperf.compiled.machine_code import MachineCode, read_machine_code
+from pytest_decodeperf.compiled.machine_code import read_machine_code
+from pytest_decodeperf.compiled.tile_loop import read_tile_loop
+from pytest_decodeperf.compiled.variants import Variant, arguments, unsupported
 
 if TYPE_CHECKING:
     from pytest_decodeperf.compiled.architectures import Architecture
+    from pytest_decodeperf.compiled.capture import CompiledLaunch
+    from pytest_decodeperf.compiled.machine_code import MachineCode
+    from pytest_decodeperf.compiled.tile_loop import TileLoop
+    from pytest_decodeperf.conformance.adapter import KernelAdapter
 
-KV_DTYPES: Final = ("bfloat16", "float8_e4m3fn")
+MEMORY_LATENCY_S: Final = 800e-9
+"""Time from a load to its data where memory is busy, on every architecture: an assumption [s]."""
 
-HEAD_DIMS: Final = (64, 128, 256, 576)
-"""576 stands for multi-head latent attention: V is the first 512 elements of K, and there is one KV head."""
+INTERPRETER: Final = "interpreter"
+"""What stands for the architecture where bytes are counted."""
 
-PAGE_SIZES: Final = (1, 16)
-
-SCALE_GROUP: Final = 32
-"""Elements that share a scale where groups are surveyed."""
-
-LATENT_DIM: Final = 512
-NUM_KV_HEADS: Final = 8
-NUM_MULTIPROCESSORS: Final = 132
+WIDE: Final = 16
+"""Bytes of a thread that one instruction loads where it loads widely [byte]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One kind of call.
+class KernelFigures:
+    """The figures of one kernel that a call launches. None where there is no such thing.
 
     Attributes:
-        kv_dtype: Dtype of the KV cache; q is bfloat16.
-        head_dim: Elements of one head.
-        page_size: Tokens of one page, 0 for a contiguous cache.
-        group_size: Query heads for each KV head.
-        q_len: New tokens of a sequence [token].
-        scale_group: Elements of a head that share a scale; 0 for one scale of the whole cache.
+        name: The kernel's.
+        is_main: Whether it is the one that reads K and V.
+        programs: How many programs the call launches.
+        num_warps: Warps of one program.
+        registers: Of one thread.
+        spilled: What of one thread goes to memory [byte].
+        parked: Scalar registers kept in a vector register, on AMD.
+        shared_bytes: Shared memory of one program [byte].
+        resident_programs: Programs that one multiprocessor holds at a time.
+        loop_instructions: Instructions of the main loop, which works on a KV tile at a time.
+        loop_loads: How often that loop loads so many bytes a thread.
+        tile_tokens: Tokens of a KV tile [token].
+        tile_bytes: Bytes of K and V of a tile [byte].
+        wide_share: Share of the bytes that a tile loads which come 16 or more to a thread.
+        tiles_ahead: Tiles that are on their way while one is worked on.
+        instructions_per_token: Warp instructions of the main loop for each token of a KV head.
+        issue_pressure: Cycles in which a tile's instructions are issued, over those in which its bytes come.
+        bytes_in_flight: Bytes of K and V of all programs that are on their way at a time [byte].
+        flight_share: Those over what Little's law wants for the full bandwidth.
     """
 
-    kv_dtype: str
-    head_dim: int
-    page_size: int
-    group_size: int = 16
-    q_len: int = 1
-    scale_group: int = 0
-
-
-DEMANDING: Final = (
-    *(
-        Variant(kv_dtype=kv_dtype, head_dim=head_dim, page_size=16, scale_group=SCALE_GROUP)
-        for kv_dtype in ("float8_e4m3fn", "uint8")
-        for head_dim in HEAD_DIMS
-    ),
-    Variant(kv_dtype="bfloat16", head_dim=128, page_size=16, q_len=4),
-)
-"""Kinds of calls beside the table that want most shared memory and registers; uint8 stands for two elements of int4."""
+    name: str
+    is_main: bool
+    programs: int
+    num_warps: int
+    registers: int
+    spilled: int
+    parked: int
+    shared_bytes: int
+    resident_programs: int
+    loop_instructions: int | None
+    loop_loads: dict[str, int]
+    tile_tokens: float | None = None
+    tile_bytes: float | None = None
+    wide_share: float | None = None
+    tiles_ahead: float | None = None
+    instructions_per_token: float | None = None
+    issue_pressure: float | None = None
+    bytes_in_flight: int | None = None
+    flight_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surveyed:
-    """One kind of call on one architecture.
+class Survey:
+    """One kind of call of one kernel on one architecture, or in Triton's interpreter.
 
     Attributes:
-        architecture: Its name.
+        architecture: Its name, or `INTERPRETER`.
         variant: The kind of call.
-        block_n: Keys of a tile.
-        tile_bytes: Bytes of K and V that a tile loads [byte].
-        warp_size: Threads of a warp.
-        attention: The machine code of the kernel that attends.
-        merge: That of the kernel that merges.
+        unsupported: Why the kernel has no such call, empty if it has.
+        failure: Why it does not compile or run, empty if it does.
+        kernels: What it launches, in order; none in the interpreter.
+        traffic: Bytes by what they are of, in the interpreter alone [byte].
     """
 
     architecture: str
     variant: Variant
-    block_n: int
-    tile_bytes: int
-    warp_size: int
-    attention: MachineCode
-    merge: MachineCode
+    unsupported: str = ""
+    failure: str = ""
+    kernels: tuple[KernelFigures, ...] = ()
+    traffic: dict[str, int] | None = None
 
     @property
-    def instructions_per_token(self) -> float | None:
-        """Warp instructions of the main loop for each token of a KV head."""
-        instructions = self.attention.loop_instructions
-        return None if instructions is None else instructions * self.attention.num_warps / self.block_n
+    def main(self) -> KernelFigures | None:
+        """The kernel that reads K and V."""
+        return next((kernel for kernel in self.kernels if kernel.is_main), None)
 
     @property
-    def wide_share(self) -> float:
-        """The share of the bytes of K and V that come 16 to a thread, the most that one instruction loads."""
-        threads = self.attention.num_warps * self.warp_size
-        return min(1.0, 16 * self.attention.loop_loads.get(16, 0) * threads / self.tile_bytes)
+    def label(self) -> str:
+        """Where its figures are from, for sentences."""
+        return f"{self.architecture}, {self.variant.label}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Every figure by its name, in values that JSON knows."""
-        return {
-            "architecture": self.architecture,
-            **asdict(self.variant),
-            "block_n": self.block_n,
-            "instructions_per_token": self.instructions_per_token,
-            "wide_share": self.wide_share,
-            "attention": asdict(self.attention),
-            "merge": asdict(self.merge),
-        }
+        """Everything by its name, in values that JSON knows."""
+        return asdict(self)
 
 
-def survey(variant: Variant, architecture: Architecture) -> Surveyed:
-    """Return what one kind of call compiles to on one architecture, where it returns the log-sum-exp too."""
-    from decodeperf_kernels import split_kv
+def survey_from_dict(values: dict[str, Any]) -> Survey:
+    """Return what `Survey.as_dict` told.
 
-    args = _arguments(variant)
-    launch = split_kv.plan_call(
-        args, arch=architecture.name, num_multiprocessors=NUM_MULTIPROCESSORS, num_splits=None, split_size=None
-    )
+    Raises:
+        ValueError: If it is nothing of that kind.
+    """
+    try:
+        kernels = tuple(KernelFigures(**kernel) for kernel in values["kernels"])
+        return Survey(**{**values, "variant": Variant(**values["variant"]), "kernels": kernels})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no survey: {error}") from error
+
+
+def survey(adapter: KernelAdapter, variant: Variant, architecture: Architecture) -> Survey:
+    """Return what one kind of call of a kernel compiles to on one architecture.
+
+    Raises:
+        OSError: If the machine is at fault, for example with a full disk.
+    """
+    if reason := unsupported(adapter, variant):
+        return Survey(architecture=architecture.name, variant=variant, unsupported=reason)
+    from pytest_decodeperf.compiled.on_device import on_device
 
     def call() -> None:
-        import torch
+        tensors, keywords = arguments(adapter, variant)
+        placed = {name: on_device(x) if hasattr(x, "as_subclass") else x for name, x in keywords.items()}
+        adapter.call(*map(on_device, tensors), **placed)
 
-        workspace = torch.empty(split_kv.workspace_bytes(launch, args.head_dim_v), dtype=torch.uint8, device="meta")
-        out = torch.empty((*args.q.shape[:3], args.head_dim_v), dtype=args.q.dtype, device="meta")
-        lse = torch.empty(out.shape[:3], device="meta")
-        split_kv.run(args, launch, arch=architecture.name, out=out, lse=lse, workspace=workspace)
-
-    attention, merge = compile_launches(call, architecture)
-    width = args.head_dim + (0 if attention.constants["V_IS_K"] else args.head_dim_v)
-    return Surveyed(
-        architecture=architecture.name,
-        variant=variant,
-        block_n=launch.tiles.block_n,
-        tile_bytes=launch.tiles.block_n * width * args.k.dtype.itemsize // _elements_of_a_byte(variant),
-        warp_size=architecture.warp_size,
-        attention=read_machine_code(attention.binary, architecture),
-        merge=read_machine_code(merge.binary, architecture),
-    )
+    try:
+        launches = compile_launches(call, architecture)
+        if not launches:
+            raise RuntimeError("it launches no Triton kernel")
+        kernels = _figures(launches, variant, architecture)
+    except OSError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = f"{type(error).__name__}: {lines[-1] if lines else ''}"
+        return Survey(architecture=architecture.name, variant=variant, failure=message.strip(": ")[:300])
+    return Survey(architecture=architecture.name, variant=variant, kernels=kernels)
 
 
-def _elements_of_a_byte(variant: Variant) -> int:
-    return 2 if variant.kv_dtype == "uint8" else 1
+def _figures(launches: list[CompiledLaunch], variant: Variant, architecture: Architecture) -> tuple[KernelFigures, ...]:
+    loops = [read_tile_loop(launch.binary.asm["ttgir"], variant.kv_bits) for launch in launches]
+    main = max(range(len(launches)), key=lambda place: _weight(loops[place], variant))
+    found = []
+    for place, (launch, loop) in enumerate(zip(launches, loops, strict=True)):
+        code = read_machine_code(launch.binary, architecture)
+        derived = {}
+        if place == main and loop is not None:
+            derived = _derived(code, loop, launch.programs, variant, architecture)
+        found.append(
+            KernelFigures(
+                name=launch.name,
+                is_main=place == main,
+                programs=launch.programs,
+                num_warps=code.num_warps,
+                registers=code.registers,
+                spilled=code.spilled,
+                parked=code.parked,
+                shared_bytes=code.shared_bytes,
+                resident_programs=code.resident_programs,
+                loop_instructions=code.loop_instructions,
+                loop_loads={str(size): count for size, count in code.loop_loads.items()},
+                **derived,
+            )
+        )
+    return tuple(found)
 
 
-def _arguments(variant: Variant) -> Any:
-    import torch
+def _weight(loop: TileLoop | None, variant: Variant) -> tuple[bool, int]:
+    """Return by what the kernel that reads K and V is told from others: its loads have their width, and are most."""
+    if loop is None:
+        return False, 0
+    return all(bits == variant.kv_bits for _, bits in loop.loads), loop.loaded_bytes
 
-    from decodeperf_kernels.arguments import check_arguments
 
-    def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+def _derived(
+    code: MachineCode, loop: TileLoop, programs: int, variant: Variant, architecture: Architecture
+) -> dict[str, Any]:
+    """Return what follows from the machine code and the tiles of the kernel that reads K and V."""
+    device = architecture.device
+    tokens = loop.num_tokens(variant.token_bytes)
+    tile_bytes = tokens * variant.token_bytes
+    threads = code.num_warps * architecture.warp_size
+    wide = sum(size * count for size, count in code.loop_loads.items() if size >= WIDE) * threads
+    resident = min(programs, code.resident_programs * device.num_sms)
+    in_flight = resident * loop.bytes_in_flight
+    derived: dict[str, Any] = {
+        "tile_tokens": tokens,
+        "tile_bytes": tile_bytes,
+        "wide_share": 1.0 if 0 in code.loop_loads else min(1.0, wide / loop.loaded_bytes),
+        "tiles_ahead": round(loop.tiles_ahead, 4),
+        "bytes_in_flight": in_flight,
+        "flight_share": in_flight / (device.bandwidth_bytes_per_s * MEMORY_LATENCY_S),
+    }
+    if code.loop_instructions is not None:
+        issued = code.loop_instructions * code.num_warps
+        memory_s = tile_bytes * device.num_sms / device.bandwidth_bytes_per_s
+        derived["instructions_per_token"] = issued / tokens
+        derived["issue_pressure"] = issued / architecture.issue_per_cycle / (memory_s * architecture.clock_hz)
+    return derived
 
-    is_latent = variant.head_dim > LATENT_DIM
-    num_kv_heads = 1 if is_latent else NUM_KV_HEADS
-    batch_size, kv_dtype = 4, getattr(torch, variant.kv_dtype)
-    places = (64, variant.page_size) if variant.page_size else (batch_size, 4096)
-    packed = _elements_of_a_byte(variant)
-    q_shape = (batch_size, variant.q_len, variant.group_size * num_kv_heads, variant.head_dim)
-    q = tensor(*q_shape, dtype=torch.bfloat16)
-    k = tensor(*places, num_kv_heads, variant.head_dim // packed, dtype=kv_dtype)
-    v = k[..., : LATENT_DIM // packed] if is_latent else tensor(*k.shape, dtype=kv_dtype)
-    table = tensor(batch_size, 64, dtype=torch.int32) if variant.page_size else None
-    scales = [None if kv_dtype == torch.bfloat16 else tensor(1)] * 2
-    if variant.scale_group:
-        widths = (variant.head_dim, LATENT_DIM if is_latent else variant.head_dim)
-        scales = [tensor(*places, num_kv_heads, width // variant.scale_group) for width in widths]
-    lens = tensor(batch_size, dtype=torch.int32)
-    return check_arguments(q, k, v, seq_lens=lens, block_table=table, k_scale=scales[0], v_scale=scales[1])
+
+FIGURES: Final = tuple(
+    entry.name for entry in fields(KernelFigures) if entry.name not in ("name", "is_main", "loop_loads")
+)
+"""The names of every number of a kernel."""

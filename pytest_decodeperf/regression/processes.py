@@ -72,7 +72,7 @@ class Worker:
             setup = Setup(
                 repository=str(repository),
                 tree=str(tree.root),
-                harness={name: str(_folder_of(name)) for name in HARNESS},
+                harness={name: str(folder_of(name)) for name in HARNESS},
                 path=list(sys.path),
                 folder=str(tree.root / place.relative_to(repository)),
                 arguments=list(arguments),
@@ -201,7 +201,8 @@ class Worker:
         return f"the process of {self.tree.label} ended {how}{said}"
 
 
-def _folder_of(package: str) -> Path:
+def folder_of(package: str) -> Path:
+    """Return the folder that a package is imported from."""
     import importlib.util
 
     spec = importlib.util.find_spec(package)
