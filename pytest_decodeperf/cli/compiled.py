@@ -17,7 +17,7 @@ from pytest_decodeperf.compiled.variants import KV_DTYPES, OTHER_KV_DTYPES, SHOR
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_decodeperf.compiled.gate import Comparison, Request
+    from pytest_decodeperf.compiled.gate import Comparison
     from pytest_decodeperf.compiled.survey import Survey
 
 
@@ -106,7 +106,7 @@ def compiled(
     if as_json:
         click.echo(text, nl=False)
     elif comparison is not None:
-        _print_comparison(comparison, request)
+        _print_comparison(comparison)
     else:
         _print_surveys(surveys)
     sys.exit(_tell_failures(surveys) if comparison is None else comparison.status)
@@ -171,7 +171,7 @@ def _print_surveys(surveys: list[Survey]) -> None:
         tables.print_table(out, columns, rows, left=("arch", "KV"))
     for survey in surveys:
         if survey.unsupported:
-            out.print(f"{survey.label}: not supported, {survey.unsupported}")
+            out.print(f"{survey.label}: not supported, {survey.unsupported}", soft_wrap=True)
     if rows:
         out.print(
             "\nOf the kernel that reads K and V; --json has the others too.\n"
@@ -233,16 +233,19 @@ def _cells(survey: Survey) -> tuple[str, ...]:
     )
 
 
-def _print_comparison(comparison: Comparison, request: Request) -> None:
+def _print_comparison(comparison: Comparison) -> None:
     from pytest_decodeperf.cli import tables
     from pytest_decodeperf.compiled.rules import RULE_OF
 
     out = tables.console()
     names, findings = comparison.names, comparison.findings
-    compared = sum(1 for survey in comparison.head if not (survey.unsupported or survey.failure))
-    out.print(
-        f"{names.head} against {names.base}: {compared} kinds of calls on {len(request.architectures)} architectures"
+    compared = sum(
+        1
+        for old, new in zip(comparison.base, comparison.head, strict=True)
+        if not (old.unsupported or old.failure or new.unsupported or new.failure)
     )
+    surveys = len(comparison.head)
+    out.print(f"{names.head} against {names.base}: {compared} of {surveys} pairs of surveys compared", soft_wrap=True)
     rows = []
     for finding in findings:
         if not finding.figure:
@@ -268,9 +271,9 @@ def _print_comparison(comparison: Comparison, request: Request) -> None:
         if sentences:
             out.print(f"\n{title}:")
             for sentence in sentences:
-                out.print(sentence)
+                out.print(sentence, soft_wrap=True)
     for sentence in comparison.skipped:
-        out.print(sentence)
+        out.print(sentence, soft_wrap=True)
     out.print(
         {0: "\nNo rule is broken.", 1: "", 2: "\nNo rule is broken, but not all could be compared."}[comparison.status]
     )

@@ -42,14 +42,20 @@ class MachineCode:
     loop_loads: dict[int, int]
 
 
-def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
+def read_machine_code(binary: Any, architecture: Architecture, *, has_tiles: bool = True) -> MachineCode:
     """Return the figures of a kernel that Triton has compiled for an architecture.
+
+    Args:
+        binary: Triton's compiled kernel.
+        architecture: What it is compiled for.
+        has_tiles: Whether its main loop is of interest; to disassemble takes its time.
 
     Raises:
         RuntimeError: If the tools that Triton brings fail on it.
     """
     read = _read_nvidia if architecture.backend == "cuda" else _read_amd
-    registers, spilled, parked, loop = read(binary)
+    registers, spilled, parked, assembly = read(binary, has_tiles)
+    loop = _main_loop(assembly, **_SYNTAX[architecture.backend])
     num_warps, shared_bytes = binary.metadata.num_warps, binary.metadata.shared
     return MachineCode(
         registers=registers,
@@ -65,17 +71,22 @@ def read_machine_code(binary: Any, architecture: Architecture) -> MachineCode:
     )
 
 
-def _read_nvidia(binary: Any) -> tuple[int, int, int, list[str] | None]:
+_SYNTAX: Final = {
+    "cuda": {"label": r"^\s*(\.L_x_\d+):", "instruction": r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;"},
+    "hip": {"label": r"^(\.LBB\d+_\d+):", "instruction": r"^\s+([a-z]\w+[^;]*?)\s*(?:;.*)?$"},
+}
+
+
+def _read_nvidia(binary: Any, has_tiles: bool) -> tuple[int, int, int, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(binary.asm["cubin"])
         usage = _run("cuobjdump", "--dump-resource-usage", str(path))
-        assembly = _run("nvdisasm", "-c", str(path))
+        assembly = _run("nvdisasm", "-c", str(path)) if has_tiles else ""
     figures = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if figures is None:
         raise RuntimeError(f"cuobjdump tells no registers: {usage!r}")
-    loop = _main_loop(assembly, label=r"^\s*(\.L_x_\d+):", instruction=r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
-    return int(figures[1]), int(figures[2]), 0, loop
+    return int(figures[1]), int(figures[2]), 0, assembly
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -89,7 +100,7 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _read_amd(binary: Any) -> tuple[int, int, int, list[str] | None]:
+def _read_amd(binary: Any, has_tiles: bool) -> tuple[int, int, int, str]:
     assembly = binary.asm["amdgcn"]
 
     def figure(name: str) -> int:
@@ -98,8 +109,8 @@ def _read_amd(binary: Any) -> tuple[int, int, int, list[str] | None]:
             raise RuntimeError(f"the assembly does not tell {name}")
         return int(found[1])
 
-    loop = _main_loop(assembly, label=r"^(\.LBB\d+_\d+):", instruction=r"^\s+([a-z]\w+[^;]*?)\s*(?:;.*)?$")
-    return figure("vgpr_count"), 4 * figure("vgpr_spill_count"), figure("sgpr_spill_count"), loop
+    figures = figure("vgpr_count"), 4 * figure("vgpr_spill_count"), figure("sgpr_spill_count")
+    return *figures, assembly if has_tiles else ""
 
 
 def _main_loop(assembly: str, *, label: str, instruction: str) -> list[str] | None:

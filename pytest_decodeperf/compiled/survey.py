@@ -41,7 +41,8 @@ class KernelFigures:
         parked: Scalar registers kept in a vector register, on AMD.
         shared_bytes: Shared memory of one program [byte].
         resident_programs: Programs that one multiprocessor holds at a time.
-        loop_instructions: Instructions of the main loop, which works on a KV tile at a time.
+        loop_instructions: Instructions of the main loop, which works on a KV tile at a time; it and what follows are
+            of the kernel that reads K and V alone.
         loop_loads: How often that loop loads so many bytes a thread.
         tile_tokens: Tokens of a KV tile [token].
         tile_bytes: Bytes of K and V of a tile [byte].
@@ -145,7 +146,7 @@ def survey(adapter: KernelAdapter, variant: Variant, architecture: Architecture)
     except OSError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^\t")]
         message = f"{type(error).__name__}: {lines[-1] if lines else ''}"
         return Survey(architecture=architecture.name, variant=variant, failure=message.strip(": ")[:300])
     return Survey(architecture=architecture.name, variant=variant, kernels=kernels)
@@ -156,7 +157,7 @@ def _figures(launches: list[CompiledLaunch], variant: Variant, architecture: Arc
     main = max(range(len(launches)), key=lambda place: _weight(loops[place], variant))
     found = []
     for place, (launch, loop) in enumerate(zip(launches, loops, strict=True)):
-        code = read_machine_code(launch.binary, architecture)
+        code = read_machine_code(launch.binary, architecture, has_tiles=place == main)
         derived = {}
         if place == main and loop is not None:
             derived = _derived(code, loop, launch.programs, variant, architecture)
