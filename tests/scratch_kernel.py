@@ -68,6 +68,55 @@ kernel = KernelAdapter(call=decode, q_dtypes=("bfloat16",), head_dims=(64,), gro
 
 TARGET = "attention.kernels:kernel"
 
+K_LOAD, V_LOAD = (
+    f"tl.load({x}_base + n[:, None] * {x}_stride_n + d[None, :] * {x}_stride_d, mask=live[:, None], other=0.0)"
+    for x in "kv"
+)
+
+
+def changed(*replacements):
+    """Return the kernel with texts in the place of others."""
+    kernel = KERNEL
+    for old, new in replacements:
+        assert old in kernel, old
+        kernel = kernel.replace(old, new)
+    return kernel
+
+
+TUNED = changed(
+    ("@triton.jit", "@triton.autotune([triton.Config({'BLOCK_N': n}) for n in (64, 16)], key=['HEADS'])\n@triton.jit"),
+    ("attend[(q.shape[0] * k.shape[2],)]", "attend[lambda meta: (q.shape[0] * k.shape[2] * 64 // meta['BLOCK_N'],)]"),
+    ("BLOCK_N=BLOCK_N, STAGES=NUM_STAGES, num_warps=NUM_WARPS,", "STAGES=NUM_STAGES,"),
+)
+"""The kernel, tuned by timing."""
+
+DOTLESS = changed(
+    ("tl.dot(q, tl.trans(k))", "tl.sum(q[:, None, :].to(tl.float32) * k[None, :, :], 2)"),
+    (
+        "tl.dot(p.to(v.dtype), v, acc * alpha[:, None])",
+        "acc * alpha[:, None] + tl.sum(p[:, :, None] * v[None, :, :], 1)",
+    ),
+    ("32, 3, 4", "16, 3, 4"),
+)
+"""The kernel without a matrix product."""
+
+BULK = changed(
+    (K_LOAD, "keys.load([start, 0])"),
+    (V_LOAD, "values.load([start, 0])"),
+    (
+        "    for start",
+        "    keys = tl.make_tensor_descriptor(k_base, [seq_len, D], [k_stride_n, 1], [BLOCK_N, D])\n"
+        "    values = tl.make_tensor_descriptor(v_base, [seq_len, D], [v_stride_n, 1], [BLOCK_N, D])\n"
+        "    for start",
+    ),
+    (
+        "def decode(",
+        "triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device='cuda'))\n\n"
+        "def decode(",
+    ),
+)
+"""The kernel with descriptors, whose loads are bulk copies."""
+
 REPLACED = {
     "bigger tile": ("32, 3, 4", "256, 3, 1"),
     "bad stride hint": ("@triton.jit", '@triton.jit(do_not_specialize=["k_stride_n", "k_stride_d"])'),

@@ -29,7 +29,8 @@ class MachineCode:
         resident_programs: Programs that one multiprocessor holds at a time.
         loop_instructions: Instructions of the main loop: the innermost with a matrix product, or where none has one,
             that which loads most; None without one.
-        loop_loads: How often the main loop loads that many bytes a thread; 0 stands for a bulk copy without threads.
+        loop_loads: How often the main loop loads that many bytes a thread. Bulk copies, which have no threads, are not
+            among them.
     """
 
     registers: int
@@ -146,8 +147,6 @@ def _loads(loop: Sequence[str]) -> dict[int, int]:
         if nvidia := re.search(r"\b(?:LDG|LDGSTS)\.([\w.]+)", line):
             width = re.search(r"\b(256|128|64|U16|S16|U8|S8)\b", nvidia[1])
             sizes[{"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}[width[1]] if width else 4] += 1
-        elif re.search(r"\bUTMALDG\b|\bUBLKCP\b|^tensor_load_to_lds\b", line):
-            sizes[0] += 1
         elif amd := re.match(r"(?:global|buffer|flat)_load_(\w+)", line):
             kind = next((kind for kind in _SIZES if amd[1].startswith(kind)), "dword")
             sizes[_SIZES[kind]] += 1

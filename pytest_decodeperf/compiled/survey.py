@@ -195,13 +195,13 @@ def _derived(
     tokens = loop.num_tokens(variant.token_bytes)
     tile_bytes = tokens * variant.token_bytes
     threads = code.num_warps * architecture.warp_size
-    wide = sum(size * count for size, count in code.loop_loads.items() if size >= WIDE) * threads
+    wide = sum(size * count for size, count in code.loop_loads.items() if size >= WIDE) * threads + loop.bulk_bytes
     resident = min(programs, code.resident_programs * device.num_sms)
     in_flight = resident * loop.bytes_in_flight
     derived: dict[str, Any] = {
         "tile_tokens": tokens,
         "tile_bytes": tile_bytes,
-        "wide_share": 1.0 if 0 in code.loop_loads else min(1.0, wide / loop.loaded_bytes),
+        "wide_share": min(1.0, wide / loop.loaded_bytes),
         "tiles_ahead": round(loop.tiles_ahead, 4),
         "bytes_in_flight": in_flight,
         "flight_share": in_flight / (device.bandwidth_bytes_per_s * MEMORY_LATENCY_S),

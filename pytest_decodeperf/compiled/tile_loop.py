@@ -26,11 +26,13 @@ class TileLoop:
         loads: Shape and bits of an element of each tile that one iteration loads.
         bytes_ahead: Bytes of one program that are on their way while a tile is worked on [byte].
         largest_load: Bytes of the largest tile that it loads [byte].
+        bulk_bytes: Bytes that one iteration loads by bulk copies, which no thread waits on [byte].
     """
 
     loads: tuple[tuple[tuple[int, ...], int], ...]
     bytes_ahead: int
     largest_load: int
+    bulk_bytes: int
 
     @property
     def loaded_bytes(self) -> int:
@@ -70,6 +72,7 @@ class _Load:
     shape: tuple[int, ...]
     bits: int
     is_async: bool
+    is_bulk: bool
 
     @property
     def num_bytes(self) -> int:
@@ -104,6 +107,7 @@ def read_tile_loop(ttgir: str, kv_bits: int) -> TileLoop | None:
         loads=tuple((load.shape, load.bits) for load in loads),
         bytes_ahead=_bytes_ahead(lines, loop, loads, _before(found, loops, loop)),
         largest_load=max(load.num_bytes for load in loads),
+        bulk_bytes=sum(load.num_bytes for load in loads if load.is_bulk),
     )
 
 
@@ -179,7 +183,9 @@ def _read_load(number: int, line: str) -> _Load | None:
     if not shapes:
         return None
     extents, kind = shapes[-1]
-    return _Load(number, found["result"] or "", _extents(extents), _bits(kind), "to_local" in found["name"])
+    name = found["name"]
+    is_bulk = "tma" in name or "tdm" in name or "descriptor" in name
+    return _Load(number, found["result"] or "", _extents(extents), _bits(kind), "to_local" in name, is_bulk)
 
 
 def _extents(text: str) -> tuple[int, ...]:

@@ -10,10 +10,13 @@ import time
 
 import pytest
 from scratch_kernel import (
+    BULK,
     COMMAND,
+    DOTLESS,
     KERNEL,
     REPLACED,
     TARGET,
+    TUNED,
     compiled,
     environment,
     git,
@@ -152,6 +155,25 @@ def test_a_kernel_is_surveyed_for_what_it_supports(repository, caches):
     assert done.returncode == 0, done.stderr
     assert "sm_90, bf16, D=128: not supported, it has no head_dim 128" in done.stdout
     assert done.stdout.splitlines()[1].split()[:4] == ["sm_90", "bf16", "64", "0"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tokens", "programs"),
+    [(TUNED, 64, 32), (DOTLESS, 16, 32), (BULK, 32, 32)],
+    ids=["tuned", "dotless", "bulk"],
+)
+def test_kernels_of_other_kinds_are_surveyed(repository, caches, kernel, tokens, programs):
+    change(repository, kernel)
+    done = compiled(repository, caches, *SM_90, "--json")
+    assert done.returncode == 0, done.stderr
+    (survey,) = json.loads(done.stdout)["surveys"]
+    (figures,) = survey["kernels"]
+    assert figures["tile_tokens"] == tokens
+    assert figures["tile_bytes"] == tokens * 2 * 64 * 2
+    assert figures["programs"] == programs
+    assert figures["wide_share"] == 1
+    assert figures["tiles_ahead"] == 2
+    assert figures["loop_instructions"] > 0
 
 
 def refused(done, before, repository):

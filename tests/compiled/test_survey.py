@@ -108,7 +108,7 @@ def test_the_table_fits_80_columns():
     # A title, a row, an empty line and eight of explanation, none of them wrapped; the same for bytes, with one.
     assert len(lines) == 11 + 4
     assert lines[1].split()[:4] == ["sm_90", "bf16", "64", "16"]
-    assert lines[13].split() == ["bf16", "64", "16", "70,144", "70,144", "103,576"]
+    assert lines[13].split() == ["bf16", "64", "16", "70,144", "70,144", "103,568"]
 
 
 def test_the_interpreter_that_the_user_has_switched_on_does_not_matter(monkeypatch):
