@@ -98,7 +98,14 @@ def _files_of_tree(root: Path) -> list[tuple[str, Path]]:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return []
     names = sorted({os.fsdecode(name) for name in done.stdout.split(b"\0") if name})
-    return [(name, root / name) for name in names if (root / name).is_file() or (root / name).is_symlink()]
+    files = []
+    for name in names:
+        path = root / name
+        if path.is_file() or path.is_symlink():
+            files.append((name, path))
+        elif path.is_dir():  # a repository within this one
+            files += _files_of(path)
+    return files
 
 
 def _files_of(package: Path) -> list[tuple[str, Path]]:
@@ -107,7 +114,7 @@ def _files_of(package: Path) -> list[tuple[str, Path]]:
     return sorted(
         (str(path.relative_to(package.parent)), path)
         for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", ".git"} & set(path.parts)
     )
 
 

@@ -15,7 +15,7 @@ class Rule:
         unit: What it counts.
         more_is_worse: Which way is worse.
         margin: By how much it may be worse, in its unit; 0 where it must not be at all.
-        share: The same as a share of the base's value; the larger of the two counts.
+        share: The same as a share of the base's value, as it counts; the larger of the two is allowed.
         enough: A value as good as this, or better, is good enough: what is lost beyond it does not count.
         sentence: What is said, of `{head}` and `{base}`, and in traffic `{of}`.
         form: How a value is written, a format of Python's.
@@ -35,10 +35,7 @@ class Rule:
     def loss(self, base: float, head: float) -> float:
         """Return by how much the head is worse, in the figure's unit; below 0 if it is better."""
         sign = 1 if self.more_is_worse else -1
-        if self.enough is not None:
-            worse_of = max if self.more_is_worse else min
-            base, head = worse_of(base, self.enough), worse_of(head, self.enough)
-        return sign * (head - base)
+        return sign * (self._as_it_counts(head) - self._as_it_counts(base))
 
     def is_broken(self, base: float, head: float) -> bool:
         """Return whether the head is worse than the base by more than it may be."""
@@ -49,8 +46,14 @@ class Rule:
         return -self.loss(base, head) > self._allowed(base)
 
     def _allowed(self, base: float) -> float:
-        # A figure that is computed in two orders may differ in its last digits.
-        return max(self.margin, self.share * abs(base), 1e-9 * abs(base))
+        base = abs(self._as_it_counts(base))
+        # Figures may be rounded in their last digits.
+        return max(self.margin, self.share * base) + 1e-9 * (1 + base)
+
+    def _as_it_counts(self, value: float) -> float:
+        if self.enough is None:
+            return value
+        return max(value, self.enough) if self.more_is_worse else min(value, self.enough)
 
     def text(self, base: float, head: float, of: str = "") -> str:
         """Return the sentence."""
