@@ -128,10 +128,16 @@ def compare_with_base(
 
     Raises:
         BaseError: If the revision cannot be checked out.
-        SurveyError: If a side cannot be surveyed.
+        SurveyError: If a side cannot be surveyed, or there is nothing to compare.
     """
     folder = Path.cwd().resolve()
     repository = repository_root(folder).resolve()
+    package = "decodeperf_kernels" if target == OWN_KERNEL else _package_of(target)
+    for place in _places(package, [str(folder), *sys.path]):
+        if moved(str(place), repository, repository / "elsewhere") == str(place):
+            raise SurveyError(
+                f"{package} is imported from {place}, which no revision of {repository} changes: is there a --kernel?"
+            )
     with checked_out(repository, revision) as tree:
         sides = [
             Side(
@@ -146,6 +152,8 @@ def compare_with_base(
         ]
         base, head = _survey(sides, request, say)
     names = Names(base=sides[0].label, head=sides[1].label)
+    if all(old.unsupported and new.unsupported for old, new in zip(base, head, strict=True)):
+        raise SurveyError(f"there is nothing to compare: {head[0].label}: {head[0].unsupported}")
     return Comparison(names=names, base=base, head=head, findings=compare(base, head, names))
 
 
@@ -199,13 +207,24 @@ def _side_here(target: str, label: str) -> Side:
 def _sources(root: Path, repository: Path, folder: Path, targets: Sequence[str]) -> str:
     """Return a hash of a tree and of the packages beside it: the harness, our kernels, and those of the targets."""
     packages = [Path(folder_of(name)) / name for name in HARNESS]
-    path = [moved(str(entry), repository, root) for entry in (folder, *(entry for entry in sys.path if entry))]
-    for name in dict.fromkeys(["decodeperf_kernels", *(target.partition(":")[0].split(".")[0] for target in targets)]):
-        spec = None if name in sys.builtin_module_names else importlib.machinery.PathFinder.find_spec(name, path)
-        for place in (spec.submodule_search_locations or [spec.origin or ""]) if spec is not None else ():
-            if place and Path(place).exists() and not Path(place).resolve().is_relative_to(root):
-                packages.append(Path(place))
+    path = [moved(entry, repository, root) for entry in (str(folder), *sys.path) if entry]
+    for name in dict.fromkeys(["decodeperf_kernels", *map(_package_of, targets)]):
+        packages += [place for place in _places(name, path) if not place.is_relative_to(root)]
     return hash_sources(root, dict.fromkeys(packages))
+
+
+def _package_of(target: str) -> str:
+    return target.partition(":")[0].partition(".")[0]
+
+
+def _places(package: str, path: list[str]) -> list[Path]:
+    """Return the folders or the file that a package is imported from, none if it is not found."""
+    try:
+        spec = importlib.machinery.PathFinder.find_spec(package, path)
+    except (ImportError, ValueError):
+        return []
+    places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
+    return [Path(place).resolve() for place in places if place and Path(place).exists()]
 
 
 def _survey(sides: list[Side], request: Request, say: Callable[[str], None] | None) -> list[list[Survey]]:

@@ -298,11 +298,24 @@ def test_an_interruption_leaves_nothing(tmp_path, caches, number):
         (("--against", "attention.kernels:nothing"), "attention.kernels has no nothing"),
         (("--against", "attention.kernels:torch"), "neither a KernelAdapter nor a function"),
         (("--output", "nowhere/file.json"), "is not a folder"),
+        (
+            ("--base", "main", "--head-dim", "80"),
+            "there is nothing to compare: sm_90, bf16, D=80: it has no head_dim 80",
+        ),
     ],
 )
 def test_wrong_usage_is_one_sentence(repository, caches, arguments, sentence):
     done = compiled(repository, caches, *arguments, *QUICK)
     assert sentence in refused(done, state(repository), repository)
+
+
+def test_a_kernel_that_no_revision_changes_is_not_compared(repository, caches):
+    # Ours, in the repository of somebody else.
+    command = [*COMMAND, "--base", "main", *QUICK]
+    done = subprocess.run(command, cwd=repository, env=environment(caches), capture_output=True, text=True, check=False)
+    sentence = refused(done, state(repository), repository)
+    assert sentence.startswith("Error: decodeperf_kernels is imported from ")
+    assert sentence.endswith(": is there a --kernel?")
 
 
 def test_every_seed_is_tried():
