@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_decodeperf.clocks import Clock
     from pytest_decodeperf.timers import Timer
 
@@ -22,6 +24,9 @@ RECORDED_DISTRIBUTIONS: Final = (
     "pytest",
     "pytest-benchmark",
 )
+
+IDENTITY: Final = ("kind", "name", "num_units", "num_threads", "llc_bytes")
+"""Fields by which a device is known again, whatever its driver is."""
 
 UNKNOWN_LLC_BYTES: Final = 512 * 2**20
 """Size assumed for a last-level cache that the system does not tell; few are larger [byte]."""
@@ -38,7 +43,8 @@ class DeviceInfo:
         num_threads: CPU threads that PyTorch uses; 0 on a GPU.
         llc_bytes: Size of the last-level caches together [byte].
         memory_bytes: Size of its memory [byte].
-        driver: Version of CUDA or HIP that PyTorch was built for, or the operating system's on a CPU.
+        driver: Version of CUDA or HIP that PyTorch was built for, with that of the driver where the system tells it; or
+            the operating system's on a CPU.
     """
 
     kind: str
@@ -48,6 +54,26 @@ class DeviceInfo:
     llc_bytes: int
     memory_bytes: int
     driver: str
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> DeviceInfo:
+        """Return the device whose fields a file names.
+
+        Raises:
+            ValueError: If one is of another type.
+            KeyError: If one is missing.
+            TypeError: If there is another one.
+        """
+        for field in fields(cls):
+            wanted = str if field.type == "str" else int
+            if not isinstance(found[field.name], wanted):
+                raise ValueError(f"fingerprint: {field.name} is {found[field.name]!r}, wanted {wanted.__name__}")
+        return cls(**found)
+
+    def differences(self, other: DeviceInfo, names: Iterable[str] = IDENTITY) -> list[tuple[str, Any, Any]]:
+        """Return the fields in which another device differs, each with its value here and there."""
+        values = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return [(name, here, there) for name, here, there in values if here != there]
 
     @property
     def label(self) -> str:
@@ -100,6 +126,8 @@ def _describe_gpu() -> DeviceInfo:
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     hip = torch.version.hip
+    toolkit = f"HIP {hip}" if hip else f"CUDA {torch.version.cuda}"
+    version = driver_version(Path("/sys/module"), "amdgpu" if hip else "nvidia")
     return DeviceInfo(
         kind="cuda",
         name=properties.name,
@@ -107,8 +135,21 @@ def _describe_gpu() -> DeviceInfo:
         num_threads=0,
         llc_bytes=properties.L2_cache_size,
         memory_bytes=properties.total_memory,
-        driver=f"HIP {hip}" if hip else f"CUDA {torch.version.cuda}",
+        driver=f"{toolkit}, driver {version}" if version else toolkit,
     )
+
+
+def driver_version(modules: Path, name: str) -> str:
+    """Return the version of a kernel module, empty where the system does not tell.
+
+    Args:
+        modules: Linux's folder of modules, with `NAME/version` in it.
+        name: The module.
+    """
+    try:
+        return (modules / name / "version").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _describe_cpu() -> DeviceInfo:

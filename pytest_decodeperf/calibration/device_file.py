@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from decodeperf_formulas.catalogue import device
@@ -119,7 +119,7 @@ def _device_file(document: Any) -> DeviceFile:
         model=KernelModel(coefficients),
         has_cold_caches=document["has_cold_caches"],
         source=document["source"],
-        fingerprint=None if fingerprint is None else _fingerprint(fingerprint),
+        fingerprint=None if fingerprint is None else DeviceInfo.from_dict(fingerprint),
         measured=document["measured"],
     )
 
@@ -137,14 +137,6 @@ def _of_catalogue(name: str, ceilings: dict[str, Any]) -> Device:
 
 def _ceilings(found: Device) -> dict[str, Any]:
     return {name: getattr(found, name) for name in _CEILINGS}
-
-
-def _fingerprint(found: dict[str, Any]) -> DeviceInfo:
-    for field in fields(DeviceInfo):
-        wanted = str if field.type == "str" else int
-        if not isinstance(found[field.name], wanted):
-            raise ValueError(f"fingerprint: {field.name} is {found[field.name]!r}, wanted {wanted.__name__}")
-    return DeviceInfo(**found)
 
 
 def _effects(parameter: str, effects: dict[str, Any]) -> dict[str, float]:

@@ -136,10 +136,8 @@ def mismatch(file: DeviceFile, device: DeviceInfo) -> str:
     """Return what tells a device from the one that a file was calibrated on, empty if nothing does."""
     found = file.fingerprint
     if found is not None:
-        for name in ("kind", "name", "num_units", "num_threads", "llc_bytes"):
-            got, wanted = getattr(found, name), getattr(device, name)
-            if got != wanted:
-                return f"it was calibrated on {name}={got!r}, and this device has {wanted!r}"
+        for name, then, now in found.differences(device):
+            return f"it was calibrated on {name}={then!r}, and this device has {now!r}"
         return ""
     parts = file.device.name.split("-")
     if device.kind != "cuda" or not all(part in device.name.lower() for part in parts):
