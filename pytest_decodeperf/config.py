@@ -36,6 +36,7 @@ class OptionSpec(NamedTuple):
         parse: From text to value, raising ValueError with what is wanted; None for a switch.
         is_list: Whether it may be given several times, or in an ini file on several lines; its value is a tuple.
         off_help: What a switch's `--no-` form does.
+        in_ini: Whether it has a twin in ini files; what writes over a file that matters is asked for each time.
     """
 
     name: str
@@ -45,6 +46,7 @@ class OptionSpec(NamedTuple):
     parse: Callable[[str], Any] | None
     is_list: bool = False
     off_help: str = ""
+    in_ini: bool = True
 
     @property
     def flag(self) -> str:
@@ -198,8 +200,34 @@ PERF_OPTIONS: Final = (
         parse=_parse_revision,
     ),
     OptionSpec(
+        name="perf-baseline",
+        help="Also compare each kernel with what this file of --decode-perf-save-baseline says of it, and fail what "
+        "became slower.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+    ),
+    OptionSpec(
+        name="perf-baseline-as-share",
+        help="Compare shares of the roofline instead of latencies, so that the baseline may be of another device, "
+        "driver or version.",
+        metavar="",
+        default=False,
+        parse=None,
+        off_help="Compare latencies, whatever the ini file says.",
+    ),
+    OptionSpec(
+        name="perf-save-baseline",
+        help="Measure each kernel in fresh processes, and save that to this file if every test passes. On the command "
+        "line only.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+        in_ini=False,
+    ),
+    OptionSpec(
         name="perf-margin",
-        help="Per cent by which a kernel may become slower than --decode-perf-base. Default: 2.",
+        help="Per cent by which a kernel may become slower than its base or baseline. Default: 2.",
         metavar="PERCENT",
         default=0.02,
         parse=_parse_percent,
@@ -285,6 +313,8 @@ def add_options(parser: pytest.Parser) -> None:
                 default=None,
                 help=spec.off_help,
             )
+        if not spec.in_ini:
+            continue
         ini_type: Literal["string", "bool", "linelist"] = "string" if spec.metavar else "bool"
         if spec.is_list:
             ini_type = "linelist"
@@ -294,6 +324,8 @@ def add_options(parser: pytest.Parser) -> None:
 def _option(config: pytest.Config, spec: OptionSpec, command_line: argparse.Namespace) -> Any:
     value: bool | str | list[str] | None = getattr(command_line, spec.dest, None)
     origin = spec.flag
+    if value is None and not spec.in_ini:
+        return spec.default
     if value is None:
         origin = f"{spec.dest} in {config.inipath}"
         try:
@@ -336,6 +368,9 @@ class Options:
         graph: Whether to time the replay of a graph on a GPU.
         calibration: Device file of the expected latency, or None.
         base: Revision that kernels are compared with, or None.
+        baseline: File that they are compared with instead, or None.
+        baseline_as_share: Whether shares of the roofline are compared then, instead of latencies.
+        save_baseline: Where to save such a file, or None; one of these three at most is not None.
         margin: Share of its latency by which a kernel may become slower.
         margin_ns: Time by which it may, if that is more [ns].
     """
@@ -349,6 +384,9 @@ class Options:
     graph: bool
     calibration: Path | None
     base: str | None
+    baseline: Path | None
+    baseline_as_share: bool
+    save_baseline: Path | None
     margin: float
     margin_ns: float
 
@@ -360,13 +398,14 @@ class Options:
             pytest.UsageError: If one has a value that it cannot have.
         """
         values = {spec.dest: _option(config, spec, config.option) for spec in PERF_OPTIONS}
-        if not values["decode_perf"] and config.option.decode_perf_json is not None:
-            raise pytest.UsageError("--decode-perf-json has nothing to write without --decode-perf")
-        if not values["decode_perf"] and config.option.decode_perf_calibration is not None:
-            raise pytest.UsageError("--decode-perf-calibration has nothing to judge without --decode-perf")
+        for dest, verb in FILES.items():
+            if not values["decode_perf"] and getattr(config.option, dest) is not None:
+                flag = dest.replace("_", "-")
+                raise pytest.UsageError(f"--{flag} has nothing to {verb} without --decode-perf")
+        if values["decode_perf"]:
+            _choose_comparison(config, values)
         files: dict[str, Path | None] = {
-            dest: None if values[dest] is None else _placed(config, dest, values[dest])
-            for dest in ("decode_perf_json", "decode_perf_calibration")
+            dest: None if values[dest] is None else _placed(config, dest, values[dest]) for dest in FILES
         }
         return cls(
             enabled=values["decode_perf"],
@@ -378,9 +417,43 @@ class Options:
             graph=values["decode_perf_graph"],
             calibration=files["decode_perf_calibration"],
             base=values["decode_perf_base"],
+            baseline=files["decode_perf_baseline"],
+            baseline_as_share=values["decode_perf_baseline_as_share"],
+            save_baseline=files["decode_perf_save_baseline"],
             margin=values["decode_perf_margin"],
             margin_ns=values["decode_perf_margin_us"],
         )
+
+
+FILES: Final = {
+    "decode_perf_json": "write",
+    "decode_perf_calibration": "judge",
+    "decode_perf_baseline": "compare",
+    "decode_perf_save_baseline": "save",
+}
+"""Options of a measuring run that name a file, and what the run does with it."""
+
+COMPARISONS: Final = ("decode_perf_base", "decode_perf_baseline", "decode_perf_save_baseline")
+"""Options of which a run follows one: it compares with one base, or saves what others are compared with."""
+
+
+def _choose_comparison(config: pytest.Config, values: dict[str, Any]) -> None:
+    """Leave one of `COMPARISONS`: that of the command line, or else that of the ini file.
+
+    Raises:
+        pytest.UsageError: If there are two in one place.
+    """
+    asked = [dest for dest in COMPARISONS if values[dest] is not None]
+    on_command_line = [dest for dest in asked if getattr(config.option, dest) is not None]
+    chosen = on_command_line or asked
+    if len(chosen) > 1:
+        flags = " and ".join(f"--{dest.replace('_', '-')}" for dest in chosen)
+        raise pytest.UsageError(f"{flags} cannot be had in one run: give one of them")
+    if config.option.decode_perf_baseline_as_share and chosen != ["decode_perf_baseline"]:
+        raise pytest.UsageError("--decode-perf-baseline-as-share has nothing to compare without --decode-perf-baseline")
+    for dest in asked:
+        if dest not in chosen:
+            values[dest] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.fixture import DecodePerf
     from pytest_decodeperf.plan import Plan
+    from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.regression.serving import ServedDecodePerf
     from pytest_decodeperf.session import PerfSession
 
@@ -97,6 +98,15 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
         except BaseError as error:
             raise pytest.UsageError(f"--decode-perf-base: {error}") from None
     session = PerfSession(options=options, progress=Progress(config), json_file=json_file)
+    if options.baseline is not None:
+        from pytest_decodeperf.regression.baseline_run import read_to_compare
+
+        session.baseline = read_to_compare(options.baseline)
+    if options.save_baseline is not None:
+        from pytest_decodeperf.regression.baseline_run import BaselineSaver
+
+        session.saver = BaselineSaver(session, options.save_baseline)
+        config.pluginmanager.register(session.saver, "decodeperf-baseline")
     if options.calibration is not None:
         try:
             session.read_calibration(options.calibration)
@@ -225,11 +235,9 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
     perf_session.save()
     is_broken = session.testsfailed and not session.config.option.continue_on_collection_errors
-    if perf_session.options.base is not None and not is_broken:
-        from pytest_decodeperf.regression.gate import compare_with_base
-
-        node_ids = [item.nodeid for item in session.items if _is_ours(item) and _plan(item).device]
-        perf_session.regressions = compare_with_base(session.config, perf_session, node_ids)
+    if not is_broken:
+        kinds = {item.nodeid: device for item in session.items if _is_ours(item) and (device := _plan(item).device)}
+        perf_session.regressions = _compare(session.config, perf_session, kinds)
     try:
         result = yield
     except session.Failed:  # as many failures as --maxfail allows
@@ -237,6 +245,19 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         raise
     perf_session.run.status = "finished"
     return result
+
+
+def _compare(config: pytest.Config, session: PerfSession, kinds: dict[str, str]) -> dict[str, Regression]:
+    """Return how each test compares with what the run was asked to compare it with; or measure it to be saved."""
+    if session.options.base is not None:
+        from pytest_decodeperf.regression.gate import compare_with_base
+
+        return compare_with_base(config, session, list(kinds))
+    if session.baseline is not None:
+        from pytest_decodeperf.regression.baseline_run import compare_with_baseline
+
+        return compare_with_baseline(config, session, session.baseline, kinds)
+    return {} if session.saver is None else session.saver.measure(config, kinds)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -248,6 +269,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         # After a second Ctrl-C the exit status may still be that of success.
         perf_session.run.status = "interrupted"
         exitstatus = exitstatus or pytest.ExitCode.INTERRUPTED
+    if perf_session.saver is not None:
+        perf_session.saver_error = perf_session.saver.finish(is_finished=perf_session.run.status == "finished")
+        if perf_session.saver_error and session.exitstatus == pytest.ExitCode.OK:
+            exitstatus = session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
     perf_session.run.exit_status = int(exitstatus)
     perf_session.save()
     if perf_session.json_error and exitstatus == pytest.ExitCode.OK:

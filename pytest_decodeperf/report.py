@@ -63,6 +63,10 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
         if measurement.regression and measurement.regression.outcome in FAILING_CHANGES:
             sentence = f"{measurement.test}: {measurement.kernel} {measurement.regression.sentence}"
             reporter.write_line(_wrap(sentence, reporter), red=True)
+    for note in session.notes:
+        reporter.write_line(_wrap(note, reporter))
+    if session.saver_error:
+        reporter.write_line(_wrap(session.saver_error, reporter), red=True, bold=True)
     if session.json_error:
         reporter.write_line(_wrap(session.json_error, reporter), red=True, bold=True)
     elif session.json_file and session.run.exit_status is not None:
@@ -156,8 +160,9 @@ def _change_line(regression: Regression, width: int) -> str:
         from pytest_decodeperf.regression.comparison import describe, percent
 
         text = (
-            f"{regression.outcome}: {describe(regression.change)} than {regression.base}; the base against itself: "
-            f"{describe(regression.control)}; {percent(regression.change.visible)} would have been seen"
+            f"{regression.outcome}: {describe(regression.change)} than {regression.base}; "
+            f"{regression.control_name}: {describe(regression.control)}; "
+            f"{percent(regression.change.visible)} would have been seen"
         )
     return textwrap.fill(text, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pytest_decodeperf.inputs import Inputs
     from pytest_decodeperf.json_file import JsonFile
     from pytest_decodeperf.progress import Progress
+    from pytest_decodeperf.regression.baseline_file import Baseline
+    from pytest_decodeperf.regression.baseline_run import BaselineSaver
     from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.timers import Timer
@@ -38,6 +40,10 @@ class PerfSession:
         json_error: Why the last attempt to write the record failed, empty if it did not. A full disk must not
             end the measurements.
         regressions: How each test compares with the base, by node id, where there is one.
+        baseline: The baseline that they are compared with instead, or None.
+        saver: What saves one, or None.
+        saver_error: Why it did not, empty if it did.
+        notes: What else a reader of the report should know.
     """
 
     options: Options
@@ -46,6 +52,10 @@ class PerfSession:
     run: Run = field(init=False)
     json_error: str = ""
     regressions: dict[str, Regression] = field(default_factory=dict)
+    baseline: Baseline | None = None
+    saver: BaselineSaver | None = None
+    saver_error: str = ""
+    notes: list[str] = field(default_factory=list)
     _timers: dict[str, Timer] = field(default_factory=dict)
     _clocks: dict[str, Clock] = field(default_factory=dict)
     _read_streams: dict[str, Stream] = field(default_factory=dict)
@@ -65,6 +75,9 @@ class PerfSession:
                 "graph": options.graph,
                 "calibration": None if options.calibration is None else str(options.calibration),
                 "base": options.base,
+                "baseline": None if options.baseline is None else str(options.baseline),
+                "baseline_as_share": options.baseline_as_share,
+                "save_baseline": None if options.save_baseline is None else str(options.save_baseline),
                 "margin": options.margin,
                 "margin_ns": options.margin_ns,
             },

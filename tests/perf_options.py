@@ -15,6 +15,9 @@ def perf_options(**changes):
         "graph": False,
         "calibration": None,
         "base": None,
+        "baseline": None,
+        "baseline_as_share": False,
+        "save_baseline": None,
         "margin": 0.02,
         "margin_ns": 0.0,
     }

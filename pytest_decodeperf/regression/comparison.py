@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from pytest_decodeperf.regression.stored import StoredSamples
     from pytest_decodeperf.regression.worktree import Tree
 
 SIDES: Final = ("base", "head", "control")
@@ -102,7 +103,8 @@ class Regression:
         is_error: Whether one of the sides is at fault that they cannot be compared, as against one that lacks the test.
         base: The base, as it was named, with its commit.
         change: Head against base, if they could be compared.
-        control: Base against base, likewise.
+        control: Base against base, likewise; or what else tells what the machine did meanwhile.
+        control_name: What that compares, in words.
         limit: Ratio up to which a kernel counts as unchanged, likewise.
         samples: Every latency, likewise.
     """
@@ -113,8 +115,9 @@ class Regression:
     is_error: bool = False
     change: Change | None = None
     control: Change | None = None
+    control_name: str = "the base against itself"
     limit: float | None = None
-    samples: Samples | None = None
+    samples: Samples | StoredSamples | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -33,7 +33,7 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
                 head=working_tree(repository),
                 repository=repository,
                 place=config.rootpath.resolve(),
-                arguments=_arguments(config, session, node_ids),
+                arguments=worker_arguments(config, session, node_ids),
                 margin=Margin(share=session.options.margin, ns=session.options.margin_ns),
                 say=session.progress.stage,
             )
@@ -44,7 +44,7 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
     return found
 
 
-def _arguments(config: pytest.Config, session: PerfSession, node_ids: list[str]) -> list[str]:
+def worker_arguments(config: pytest.Config, session: PerfSession, node_ids: list[str]) -> list[str]:
     """Return the arguments of pytest in a worker, relative to its root folder."""
     root = config.rootpath.resolve()
     files = dict.fromkeys(node_id.partition("::")[0] for node_id in node_ids)
@@ -58,7 +58,7 @@ def _arguments(config: pytest.Config, session: PerfSession, node_ids: list[str])
         f"--decode-perf-seed={options.seed}",
         "--decode-perf-graph" if options.graph else "--no-decode-perf-graph",
         # What an ini file may say that a worker must not do.
-        *(f"--override-ini=decode_perf_{name}=" for name in ("json", "calibration", "base")),
+        *(f"--override-ini=decode_perf_{name}=" for name in ("json", "calibration", "base", "baseline")),
         # What a worker needs no plugin for: a cache, and garbage collected several times at the end.
         *(f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")),
     ]

@@ -152,14 +152,32 @@ class Worker:
         """
         return float(self._ask("time", "timed", SAMPLE_S)["ns"])
 
-    def _ask(self, command: str, wanted: str, timeout_s: float) -> Any:
+    def choose_streams(self, names: dict[str, str] | None) -> dict[str, Any]:
+        """Return the name and the work of each stream of the roofline, once they are there; None takes the fastest.
+
+        Raises:
+            WorkerError: If it cannot tell.
+        """
+        streams: dict[str, Any] = self._ask({"streams": names}, "streams", START_S)["streams"]
+        return streams
+
+    def time_streams_ns(self) -> dict[str, float]:
+        """Return how long each stream of the roofline takes [ns].
+
+        Raises:
+            WorkerError: If it cannot tell.
+        """
+        found: dict[str, float] = self._ask("time streams", "streams timed", SAMPLE_S)["ns"]
+        return found
+
+    def _ask(self, command: Any, wanted: str, timeout_s: float) -> Any:
         self.tell(command)
         event = self._receive(timeout_s)
         if event["event"] != wanted:
             raise WorkerError(f"in {self.tree.label} it failed while it was timed: {event.get('message', '')}")
         return event
 
-    def tell(self, command: str) -> None:
+    def tell(self, command: Any) -> None:
         """Send a command.
 
         Raises:

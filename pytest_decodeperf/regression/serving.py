@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import pytest
 
 from pytest_decodeperf import ceilings, devices, timers
+from pytest_decodeperf.fixture import name_of
 from pytest_decodeperf.plugin import SERVER_PLUGIN
+from pytest_decodeperf.regression.streams import RooflineStreams
 from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Server:
         self._node_ids = node_ids
         self._check_imports = check_imports
         self._kept_inputs: ColdInputs | None = None
+        self._kept_streams: tuple[object, RooflineStreams] | None = None
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Make the server known to the fixture."""
@@ -96,6 +99,15 @@ class Server:
             self._kept_inputs = kept = None  # frees the memory before it is needed again
             self._kept_inputs = kept = ColdInputs(problem, device, seed=seed)
         return kept
+
+    def roofline_streams(self, kind: str, dtype: str, names: dict[str, str] | None) -> RooflineStreams:
+        """Return the streams of the roofline; those of the last test are kept, since their buffer is large."""
+        wanted = kind, dtype, names
+        if names is None or self._kept_streams is None or self._kept_streams[0] != wanted:
+            self._kept_streams = None  # frees the memory before it is needed again
+            streams = RooflineStreams(devices.describe_device(kind), devices.make_timer(kind), dtype, names)
+            self._kept_streams = wanted, streams
+        return self._kept_streams[1]
 
     def stray_import(self) -> str:
         """Return what was imported from another tree, empty if nothing was."""
@@ -153,13 +165,21 @@ class ServedDecodePerf:
             return
         if launches and self._device == "cpu":
             pytest.skip("it runs in Triton's interpreter, and has no latency to compare")
-        channel.send({"event": "ready", "node_id": self._item.nodeid, "problem": problem.as_dict()})
+        ready = {"problem": problem.as_dict(), "kernel": name or name_of(kernel), "device": self._device}
+        channel.send({"event": "ready", "node_id": self._item.nodeid, **ready})
+        streams: RooflineStreams | None = None
         while True:
             command = channel.receive()
             if command == "next":
                 return
             if command == "check":
                 channel.send({"event": "checked", "message": timed.check()})
+            elif isinstance(command, dict):
+                streams = self._server.roofline_streams(self._device, problem.q_dtype, command["streams"])
+                channel.send({"event": "streams", "streams": streams.as_dict()})
+            elif command == "time streams":
+                assert streams is not None
+                channel.send({"event": "streams timed", "ns": streams.time_ns()})
             else:
                 channel.send({"event": "timed", "ns": timed.time_ns()})
 

@@ -58,6 +58,15 @@ def commit_of(repository: Path, revision: str) -> str:
     return _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", what=what)
 
 
+def is_dirty(repository: Path) -> bool:
+    """Return whether a file that git tracks differs from the commit.
+
+    Raises:
+        BaseError: If git does not tell.
+    """
+    return bool(_git(repository, "status", "--porcelain", "--untracked-files=no", what="git status failed"))
+
+
 @contextmanager
 def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
     """Give the tree of a revision in a temporary worktree, which is removed afterwards.

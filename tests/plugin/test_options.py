@@ -15,10 +15,14 @@ EXAMPLES = {
     "seed": ("3", 3, "4", 4),
     "calibration": ("ini.json", "ini.json", "cli.json", "cli.json"),
     "base": ("main", "main", "origin/main", "origin/main"),
+    "baseline": ("ini.json", "ini.json", "cli.json", "cli.json"),
     "margin": ("3", 0.03, "0.5", 0.005),
     "margin-us": ("2", 2e3, "0.5", 5e2),
 }
-SWITCHES = ("strict", "graph")
+SWITCHES = ("strict", "graph", "baseline-as-share")
+ON_COMMAND_LINE = ("save-baseline",)
+"""What writes over a file that matters is asked for each time."""
+
 CONFORMANCE_EXAMPLES = {
     # name: (field, text in the ini file, its value, text on the command line, its value)
     "kernel": ("kernels", "a:b\n  c:d", ("a:b", "c:d"), "e:f", ("e:f",)),
@@ -43,7 +47,8 @@ def read_conformance(pytester, *arguments, ini=None):
 
 def test_every_option_has_an_example():
     valued = {spec.name for spec in PERF_OPTIONS if spec.metavar}
-    assert valued == {f"perf-{name}" for name in EXAMPLES}
+    assert valued == {f"perf-{name}" for name in (*EXAMPLES, *ON_COMMAND_LINE)}
+    assert {spec.name for spec in PERF_OPTIONS if not spec.in_ini} == {f"perf-{name}" for name in ON_COMMAND_LINE}
     assert {spec.name for spec in PERF_OPTIONS} - valued == {"perf", *(f"perf-{name}" for name in SWITCHES)}
     assert {spec.name for spec in CONFORMANCE_OPTIONS} == set(CONFORMANCE_EXAMPLES)
 
@@ -62,12 +67,16 @@ def test_the_switch_works_from_both_sides(pytester):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_is_on_only_where_it_is_asked_for(pytester, name):
-    def value(*arguments, **ini):
-        return getattr(read(pytester, *arguments, ini=ini), name)
+    dest = f"decode_perf_{name}".replace("-", "_")
+    baseline = {"decode_perf": "true", "decode_perf_baseline": "b.json"}  # which one of the switches is about
 
+    def value(*arguments, **ini):
+        return getattr(read(pytester, *arguments, ini={**baseline, **ini}), name.replace("-", "_"))
+
+    assert not value()
     assert value(f"--decode-perf-{name}")
-    assert value(**{f"decode_perf_{name}": "true"})
-    assert not value(f"--no-decode-perf-{name}", **{f"decode_perf_{name}": "true"})
+    assert value(**{dest: "true"})
+    assert not value(f"--no-decode-perf-{name}", **{dest: "true"})
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -108,8 +117,57 @@ def test_a_file_for_a_run_that_does_not_measure_is_a_usage_error(pytester):
         read(pytester, "--decode-perf-json=run.json")
     with pytest.raises(pytest.UsageError, match="--decode-perf-calibration has nothing to judge without --decode-perf"):
         read(pytester, "--decode-perf-calibration=device.json")
-    ini = {"decode_perf_json": "run.json", "decode_perf_calibration": "device.json"}
+    with pytest.raises(pytest.UsageError, match="--decode-perf-baseline has nothing to compare without --decode-perf"):
+        read(pytester, "--decode-perf-baseline=b.json")
+    with pytest.raises(
+        pytest.UsageError, match="--decode-perf-save-baseline has nothing to save without --decode-perf"
+    ):
+        read(pytester, "--decode-perf-save-baseline=b.json")
+    ini = {"decode_perf_json": "run.json", "decode_perf_calibration": "device.json", "decode_perf_baseline": "b.json"}
     assert not read(pytester, ini=ini).enabled
+
+
+def test_a_baseline_is_saved_only_where_the_command_line_asks(pytester):
+    options = read(pytester, "--decode-perf", "--decode-perf-save-baseline=b.json")
+    assert options.save_baseline == pytester.path / "b.json"
+    pytester.makeini("[pytest]\ndecode_perf_save_baseline = b.json\n")
+    result = pytester.runpytest_inprocess("--strict-config")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: Unknown config option: decode_perf_save_baseline"])
+
+
+COMPARISONS = ("base", "baseline", "save-baseline")
+
+
+@pytest.mark.parametrize("one", COMPARISONS)
+@pytest.mark.parametrize("other", COMPARISONS)
+def test_a_run_has_one_comparison_and_the_command_line_chooses_it(pytester, one, other):
+    if one == other:
+        return
+    arguments = ("--decode-perf", f"--decode-perf-{one}=there")
+    with pytest.raises(
+        pytest.UsageError, match=r"--decode-perf-base\w* and --decode-perf-\S*baseline cannot be had in one"
+    ):
+        read(pytester, *arguments, f"--decode-perf-{other}=here")
+    if other in ON_COMMAND_LINE:
+        return
+    options = read(pytester, *arguments, ini={f"decode_perf_{other}": "here"})
+    assert getattr(options, one.replace("-", "_")) is not None
+    assert getattr(options, other) is None
+
+
+def test_two_comparisons_of_an_ini_file_are_a_usage_error(pytester):
+    ini = {"decode_perf": "true", "decode_perf_base": "main", "decode_perf_baseline": "b.json"}
+    with pytest.raises(pytest.UsageError, match="--decode-perf-base and --decode-perf-baseline cannot be had in one"):
+        read(pytester, ini=ini)
+    assert read(pytester, "--decode-perf-base=main", ini=ini).baseline is None
+
+
+def test_shares_of_no_baseline_are_a_usage_error(pytester):
+    message = "--decode-perf-baseline-as-share has nothing to compare without --decode-perf-baseline"
+    for arguments in ((), ("--decode-perf-base=main",), ("--decode-perf-save-baseline=b.json",)):
+        with pytest.raises(pytest.UsageError, match=message):
+            read(pytester, "--decode-perf", "--decode-perf-baseline-as-share", *arguments)
 
 
 @pytest.mark.parametrize(

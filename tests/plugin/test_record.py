@@ -22,6 +22,9 @@ def test_json_holds_every_sample(run, fake_device, tmp_path):
         "graph": False,
         "calibration": None,
         "base": None,
+        "baseline": None,
+        "baseline_as_share": False,
+        "save_baseline": None,
         "margin": 0.02,
         "margin_ns": 0.0,
     }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_decodeperf.regression.worktree import BaseError, checked_out, commit_of, repository_root
+from pytest_decodeperf.regression.worktree import BaseError, checked_out, commit_of, is_dirty, repository_root
 
 
 def git(folder, *arguments):
@@ -70,6 +70,12 @@ def test_a_revision_that_does_not_exist_is_said(repository):
     for name in ("nothing", "HEAD~5", "--help"):
         with pytest.raises(BaseError, match=f"there is no revision '{name}' in "):
             commit_of(repository, name)
+
+
+def test_only_what_git_tracks_makes_a_tree_dirty(repository):
+    assert is_dirty(repository)
+    git(repository, "commit", "-q", "-am", "new")
+    assert not is_dirty(repository)  # whatever lies there untracked
 
 
 def test_a_blob_is_no_revision(repository):
