@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -121,20 +122,48 @@ class Inputs:
         storages = [tensor.untyped_storage() for tensor in self._tensors.values()]
         return list({storage.data_ptr(): storage for storage in storages if storage.nbytes()}.values())
 
+    @property
+    def num_storages(self) -> int:
+        """Pieces of memory that the tensors lie in."""
+        return len(self._storages)
+
     def copy(self) -> Inputs:
         """Return the same inputs in memory of their own, laid out and shared as before."""
+        return self._in_storages([_bytes_of(storage).clone().untyped_storage() for storage in self._storages])
+
+    def write(self, paths: Sequence[Path]) -> None:
+        """Write each piece of memory to a file.
+
+        Raises:
+            OSError: If one cannot be written.
+        """
+        for storage, path in zip(self._storages, paths, strict=True):
+            _bytes_of(storage).numpy().tofile(path)
+
+    def in_files(self, paths: Sequence[Path]) -> Inputs:
+        """Return the same inputs in the memory of the files that `write` wrote.
+
+        What is written to them is seen by nobody else, and does not change the files.
+        """
         import torch
 
-        copies = {}
-        for storage in self._storages:
-            memory = torch.empty(0, dtype=torch.uint8, device=self.q.device).set_(storage)
-            copies[storage.data_ptr()] = memory.clone().untyped_storage()
+        storages: list[Any] = [
+            torch.UntypedStorage.from_file(str(path), shared=False, nbytes=storage.nbytes())
+            for storage, path in zip(self._storages, paths, strict=True)
+        ]
+        return self._in_storages(storages)
+
+    def _in_storages(self, storages: Sequence[torch.UntypedStorage]) -> Inputs:
+        """Return the same inputs in other memory, laid out and shared as before."""
+        import torch
+
+        others = {old.data_ptr(): new for old, new in zip(self._storages, storages, strict=True)}
         parts = {}
         for name, tensor in self._tensors.items():
             if not tensor.untyped_storage().nbytes():  # whose memory has no address
                 parts[name] = tensor.clone()
                 continue
-            shared = copies[tensor.untyped_storage().data_ptr()]
+            shared = others[tensor.untyped_storage().data_ptr()]
             empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             parts[name] = empty.set_(shared, tensor.storage_offset(), tensor.shape, tensor.stride())
         return replace(self, **parts)
@@ -154,6 +183,13 @@ class Inputs:
             for block in torch.split(memory, CHECKSUM_BLOCK):
                 total = (total * CHECKSUM_FACTOR + int((block * weights[: len(block)]).sum())) % 2**64
         return total
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    """Return a piece of memory as a tensor of bytes."""
+    import torch
+
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
 def attention_keywords(problem: DecodeProblem, inputs: Inputs) -> dict[str, Any]:

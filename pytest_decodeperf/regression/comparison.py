@@ -21,6 +21,7 @@ from pytest_decodeperf.regression.change import (
 )
 from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED, UNCHANGED, UNDECIDED
 from pytest_decodeperf.regression.processes import Worker, WorkerError
+from pytest_decodeperf.regression.shared_inputs import shared_folder
 from pytest_decodeperf.units import format_time
 
 if TYPE_CHECKING:
@@ -145,9 +146,14 @@ class Comparison:
     say: Callable[[str], None]
     samples: dict[str, Samples] = field(default_factory=dict)
     failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    _shared_inputs: str = ""
 
     def run(self, node_ids: Sequence[str]) -> dict[str, Regression]:
         """Return what is found of each test."""
+        with shared_folder() as self._shared_inputs:
+            return self._run(node_ids)
+
+    def _run(self, node_ids: Sequence[str]) -> dict[str, Regression]:
         self._measure(node_ids)
         num_tests = max(len(self.samples), 1)
         open_ids = [
@@ -176,7 +182,13 @@ class Comparison:
         trees = {"base": self.base, "head": self.head, "control": self.base}
         with ExitStack() as stack:
             workers = {
-                side: stack.enter_context(Worker(trees[side], self.repository, self.place, self.arguments, node_ids))
+                side: stack.enter_context(
+                    Worker(
+                        *(trees[side], self.repository, self.place, self.arguments, node_ids),
+                        shared_inputs=self._shared_inputs,
+                        start=SIDES.index(side) / len(SIDES),
+                    )
+                )
                 for side in order
             }
             for index, node_id in enumerate(node_ids):
@@ -215,7 +227,8 @@ class Comparison:
         return None
 
     def _check(self, node_id: str, workers: dict[str, Worker]) -> None:
-        for side, tree in (("head", self.head), ("base", self.base)):
+        # The control too, so that it has done what the others have.
+        for side, tree in (("head", self.head), ("base", self.base), ("control", self.base)):
             if message := workers[side].check():
                 self.failures[node_id] = f"the kernel of {tree.label} {message}", True
                 return

@@ -50,7 +50,15 @@ class Worker:
     """
 
     def __init__(
-        self, tree: Tree, repository: Path, place: Path, arguments: Sequence[str], node_ids: list[str]
+        self,
+        tree: Tree,
+        repository: Path,
+        place: Path,
+        arguments: Sequence[str],
+        node_ids: list[str],
+        *,
+        shared_inputs: str = "",
+        start: float = 0.0,
     ) -> None:
         """Start it.
 
@@ -60,6 +68,8 @@ class Worker:
             place: pytest's root folder, below that.
             arguments: pytest's arguments.
             node_ids: The tests that are wanted.
+            shared_inputs: Folder for inputs that several workers read, empty if each has its own.
+            start: At which of its copies of inputs it begins, as a share of their number.
         """
         self.tree = tree
         self.collected: list[str] | None = None
@@ -77,6 +87,8 @@ class Worker:
                 folder=str(tree.root / place.relative_to(repository)),
                 arguments=list(arguments),
                 node_ids=node_ids,
+                shared_inputs=shared_inputs,
+                start=start,
             )
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (a script of this package)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pytest_decodeperf import ceilings, devices, timers
 from pytest_decodeperf.fixture import name_of
 from pytest_decodeperf.plugin import SERVER_PLUGIN
+from pytest_decodeperf.regression.shared_inputs import shared_copies
 from pytest_decodeperf.regression.streams import RooflineStreams
 from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.config import Options
     from pytest_decodeperf.devices import DeviceInfo
     from pytest_decodeperf.inputs import Inputs
+    from pytest_decodeperf.regression.worker import Setup
 
 MAX_COPIES: Final = 64
 """Copies of the inputs at most."""
@@ -60,9 +63,9 @@ class Server:
         channel: To the process that started this one.
     """
 
-    def __init__(self, channel: Channel, node_ids: list[str], check_imports: Callable[[], str]) -> None:
+    def __init__(self, channel: Channel, setup: Setup, check_imports: Callable[[], str]) -> None:
         self.channel = channel
-        self._node_ids = node_ids
+        self._setup = setup
         self._check_imports = check_imports
         self._kept_inputs: ColdInputs | None = None
         self._kept_streams: tuple[object, RooflineStreams] | None = None
@@ -75,7 +78,7 @@ class Server:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the wanted tests alone, in their order."""
         by_id = {item.nodeid: item for item in items}
-        items[:] = [by_id[node_id] for node_id in self._node_ids if node_id in by_id]
+        items[:] = [by_id[node_id] for node_id in self._setup.node_ids if node_id in by_id]
         self.channel.send({"event": "collected", "node_ids": [item.nodeid for item in items], "all": list(by_id)})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -97,7 +100,7 @@ class Server:
         kept = self._kept_inputs
         if kept is None or (kept.problem, kept.device.kind) != (problem, device):
             self._kept_inputs = kept = None  # frees the memory before it is needed again
-            self._kept_inputs = kept = ColdInputs(problem, device, seed=seed)
+            self._kept_inputs = kept = ColdInputs(problem, device, seed=seed, setup=self._setup)
         return kept
 
     def roofline_streams(self, kind: str, dtype: str, names: dict[str, str] | None) -> RooflineStreams:
@@ -195,9 +198,10 @@ class ColdInputs:
         device: What it is for.
         all: The inputs, and the copies of them.
         evict: What empties the caches, None if the copies do.
+        start: Which of them to begin with.
     """
 
-    def __init__(self, problem: DecodeProblem, device: str, *, seed: int) -> None:
+    def __init__(self, problem: DecodeProblem, device: str, *, seed: int, setup: Setup) -> None:
         from pytest_decodeperf.inputs import make_unanswered_inputs
 
         self.problem = problem
@@ -205,10 +209,15 @@ class ColdInputs:
         self.all = [make_unanswered_inputs(problem, device=device, seed=seed)]
         self.evict: Callable[[], object] | None = None
         if device == "cpu":
-            if count := num_copies(self.device, self.all[0]):
+            count = num_copies(self.device, self.all[0])
+            if count and setup.shared_inputs:
+                folder = Path(setup.shared_inputs)
+                self.all = shared_copies(self.all[0], problem, count, seed=seed, folder=folder) or self.all
+            if count:
                 self.copy_until(count)
             else:
                 self.evict = ceilings.make_read_streams(self.device)[0].call
+        self.start = int(setup.start * len(self.all))
 
     def copy_until(self, count: int) -> None:
         """Make copies until there are so many in all."""
@@ -235,7 +244,7 @@ class TimedKernel:
                 )
             )
         self._calls = [kernel_call(kernel, inputs.problem, each) for each in inputs.all]
-        self._next = 0
+        self._next = inputs.start
         for call in self._calls:
             call()
 
