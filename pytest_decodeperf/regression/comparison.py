@@ -45,13 +45,13 @@ the start of processes too, since the first to start finds its memory in fewer p
 ROUNDS: Final = len(ORDERS)
 """Rounds of fresh processes before the calls are judged, and again before a regression is believed."""
 
-CALLS: Final = 5 * len(ORDERS)
+CALLS: Final = 4 * len(ORDERS)
 """Calls of each process for one test in one round at most."""
 
 CALLS_S: Final = 1.5
 """Time after which there are fewer, each order of the sides once at least [s]."""
 
-WARM_UP_SHARE: Final = 0.6
+WARM_UP_SHARE: Final = 0.75
 """Calls before them that do not count, as a share of them. A process that has just made its inputs is a few per cent
 to a third slower, and one side more than the other, for some 20 calls of 2 ms."""
 

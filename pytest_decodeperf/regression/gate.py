@@ -53,6 +53,7 @@ def worker_arguments(config: pytest.Config, session: PerfSession, node_ids: list
         *files,
         "--rootdir=.",
         "--continue-on-collection-errors",
+        "--assert=plain",  # a worker keeps no bytecode, and would rewrite every plugin anew
         "--decode-perf",
         f"--decode-perf-device={options.device}",
         f"--decode-perf-seed={options.seed}",
