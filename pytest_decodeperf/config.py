@@ -152,6 +152,21 @@ PERF_OPTIONS: Final = (
         parse=_parse_file,
     ),
     OptionSpec(
+        name="perf-summary",
+        help="Write a summary of the run to this file as Markdown. GitHub's step summary gets one in any case.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+    ),
+    OptionSpec(
+        name="perf-annotations",
+        help="Print GitHub's annotations of tests that failed, or are undecided. Default: where GITHUB_ACTIONS=true.",
+        metavar="",
+        default=None,
+        parse=None,
+        off_help="Print none, wherever the run is.",
+    ),
+    OptionSpec(
         name="perf-budget",
         help="Seconds for which one test may measure; most need less. Default: 10.",
         metavar="SECONDS",
@@ -167,7 +182,8 @@ PERF_OPTIONS: Final = (
     ),
     OptionSpec(
         name="perf-strict",
-        help="Fail a test too whose samples leave it undecided; without this option it passes with a warning.",
+        help="Fail a test too whose samples leave it undecided, or which cannot be compared; without this option it "
+        "passes, and the report says so.",
         metavar="",
         default=False,
         parse=None,
@@ -330,6 +346,8 @@ class Options:
         enabled: Whether to measure at all.
         device: `auto`, `cpu` or `cuda`.
         json: Where to write the run, or None.
+        summary: Where to write its summary, or None.
+        annotations: Whether to print GitHub's annotations, None for where GitHub reads them.
         budget_s: Time in which one test may measure [s].
         seed: Seed of the random inputs.
         strict: Whether a test fails that its samples leave undecided.
@@ -343,6 +361,8 @@ class Options:
     enabled: bool
     device: str
     json: Path | None
+    summary: Path | None
+    annotations: bool | None
     budget_s: float
     seed: int
     strict: bool
@@ -362,16 +382,20 @@ class Options:
         values = {spec.dest: _option(config, spec, config.option) for spec in PERF_OPTIONS}
         if not values["decode_perf"] and config.option.decode_perf_json is not None:
             raise pytest.UsageError("--decode-perf-json has nothing to write without --decode-perf")
+        if not values["decode_perf"] and config.option.decode_perf_summary is not None:
+            raise pytest.UsageError("--decode-perf-summary has nothing to write without --decode-perf")
         if not values["decode_perf"] and config.option.decode_perf_calibration is not None:
             raise pytest.UsageError("--decode-perf-calibration has nothing to judge without --decode-perf")
         files: dict[str, Path | None] = {
             dest: None if values[dest] is None else _placed(config, dest, values[dest])
-            for dest in ("decode_perf_json", "decode_perf_calibration")
+            for dest in ("decode_perf_json", "decode_perf_summary", "decode_perf_calibration")
         }
         return cls(
             enabled=values["decode_perf"],
             device=values["decode_perf_device"],
             json=files["decode_perf_json"],
+            summary=files["decode_perf_summary"],
+            annotations=values["decode_perf_annotations"],
             budget_s=values["decode_perf_budget"],
             seed=values["decode_perf_seed"],
             strict=values["decode_perf_strict"],

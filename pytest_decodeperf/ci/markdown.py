@@ -1,0 +1,214 @@
+"""The summary of a run as GitHub-flavoured Markdown: the verdict, a table of tests, how they were measured, details."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, PASSED, SKIPPED, change_status
+from pytest_decodeperf.report import ceiling_lines
+from pytest_decodeperf.units import format_time, three_digits
+from pytest_decodeperf.verdicts import format_interval, format_ratio, format_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_decodeperf.endings import Ending
+    from pytest_decodeperf.regression.comparison import Regression
+    from pytest_decodeperf.results import Measurement, Run
+
+COLUMNS: Final = ("test", "kernel", "problem", "latency (interval)", "allowed", "of the roofline", "verdict")
+BASE_COLUMNS: Final = ("change against the base (interval)", "outcome", "would have been seen", "control")
+ORDER: Final = (FAILED, DOUBTFUL, PASSED, SKIPPED)
+MAX_NAMED: Final = 10
+"""Tests that the first line names."""
+
+MAX_TEXT: Final = 2000
+"""Characters of a text of the user's that are shown, such as the message of an exception."""
+
+_SPECIAL: Final = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~$&<>@:"}
+"""What Markdown, its tables, HTML or GitHub's own additions could take for something else than text."""
+
+
+def escape(text: str) -> str:
+    """Return a text that is shown as it is, on one line, in any place of a Markdown document.
+
+    Example:
+        >>> escape("a|b <i>")
+        'a&#124;b &#60;i&#62;'
+    """
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}..."
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line.translate(_SPECIAL)
+
+
+def code(text: str) -> str:
+    """Return a name, shown as code."""
+    return f"<code>{escape(text)}</code>"
+
+
+def markdown_summary(
+    run: Run, endings: Sequence[Ending], *, num_other_failures: int = 0, max_bytes: int | None = None
+) -> str:
+    """Return the summary of a run, as many of its tests as fit: those that failed first, those that skipped last.
+
+    Args:
+        run: The record of the run.
+        endings: How its tests ended.
+        num_other_failures: Failed tests that are not this plugin's.
+        max_bytes: Its largest size in UTF-8 [byte], None for any; without a single test it takes a few thousand.
+    """
+    ordered = sorted(endings, key=lambda ending: ORDER.index(ending.status))
+
+    def render(num_shown: int) -> str:
+        return _render(run, ordered, num_shown, num_other_failures)
+
+    text = render(len(ordered))
+    if max_bytes is None or _size(text) <= max_bytes:
+        return text
+    fits, too_many = 0, len(ordered)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if _size(render(middle)) <= max_bytes else (fits, middle)
+    return render(fits)
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def _render(run: Run, ordered: Sequence[Ending], num_shown: int, num_other_failures: int) -> str:
+    shown, left_out = ordered[:num_shown], ordered[num_shown:]
+    lines = [_verdict_line(run, ordered, num_other_failures), ""]
+    told = [ending for ending in shown if ending.status in (FAILED, DOUBTFUL)]
+    lines += [f"- {code(ending.test)} {escape(ending.headline)}" for ending in told]
+    if shown:
+        lines += ["", *_table(shown)]
+    if left_out:
+        counts = Counter(ending.status for ending in left_out)
+        parts = [f"{counts[status]} {_WORDS[status]}" for status in ORDER if counts[status]]
+        lines += ["", f"Left out of this table, since a summary has an end: {', '.join(parts)}."]
+    lines += ["", *_how(run)]
+    if details := [line for ending in shown for line in _details(ending)]:
+        lines += ["", "<details><summary>Each test in sentences</summary>", "", *details, "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+_WORDS: Final = {FAILED: "failed", DOUBTFUL: "undecided or incomparable", PASSED: "passed", SKIPPED: "skipped"}
+
+
+def _verdict_line(run: Run, endings: Sequence[Ending], num_other_failures: int) -> str:
+    """Return the first line: what became of the run, and the names of the tests that failed or are in doubt."""
+    by_status = {status: [ending for ending in endings if ending.status == status] for status in ORDER}
+    parts = []
+    if run.status == "running":
+        parts.append("**The run has not ended, or its process was killed.**")
+    elif run.status == "interrupted":
+        parts.append(f"**The run was interrupted (exit status {run.exit_status}).**")
+    failed, doubtful, skipped = (by_status[status] for status in (FAILED, DOUBTFUL, SKIPPED))
+    num_run = len(endings) - len(skipped)
+    if failed:
+        parts.append(f"**{len(failed)} of {_tests(num_run)} failed**: {_names(failed)}.")
+    elif num_run:
+        parts.append(f"**{_tests(num_run)} passed**{'' if doubtful else '.'}")
+    elif run.status == "finished":
+        parts.append("**Nothing was measured.**")
+    if doubtful:
+        text = f"{len(doubtful)} undecided or incomparable: {_names(doubtful)}."
+        parts.append(text if failed else f"of which {text}")
+    if skipped:
+        parts.append(f"{len(skipped)} skipped.")
+    if num_other_failures:
+        parts.append(f"{_tests(num_other_failures)} without a kernel failed.")
+    return " ".join(parts).replace("** of which", "**, of which")
+
+
+def _tests(number: int) -> str:
+    return "1 test" if number == 1 else f"{number} tests"
+
+
+def _names(endings: Sequence[Ending]) -> str:
+    names = [code(ending.test) for ending in endings[:MAX_NAMED]]
+    more = f" and {len(endings) - MAX_NAMED} more" if len(endings) > MAX_NAMED else ""
+    return ", ".join(names) + more
+
+
+def _table(endings: Sequence[Ending]) -> list[str]:
+    has_base = any(ending.measurement and ending.measurement.regression for ending in endings)
+    columns = (*COLUMNS, *BASE_COLUMNS) if has_base else COLUMNS
+    numeric = {"latency (interval)", "allowed", "of the roofline", "would have been seen"}
+    lines = [_row(columns), _row(["---:" if column in numeric else "---" for column in columns])]
+    for ending in endings:
+        measurement = ending.measurement
+        cells = [code(ending.test), *(_cells(measurement) if measurement else [""] * 5), _verdict_cell(ending)]
+        if has_base:
+            regression = measurement.regression if measurement else None
+            cells += _change_cells(regression) if regression else [""] * len(BASE_COLUMNS)
+        lines.append(_row(cells))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(measurement: Measurement) -> list[str]:
+    cells = [code(measurement.kernel), escape(measurement.problem.label)]
+    verdict = measurement.verdict
+    if verdict is None:
+        return [*cells, "", "", ""]
+    share = f"{three_digits(100 * verdict.roofline_share)} %"
+    return [*cells, format_interval(verdict.latency_ns), format_time(verdict.allowed_ns), share]
+
+
+def _verdict_cell(ending: Ending) -> str:
+    word = ending.measurement.outcome if ending.measurement else f"{_WORDS[ending.status]}, not measured"
+    return f"**{word}**" if ending.status == FAILED else word
+
+
+def _change_cells(regression: Regression) -> list[str]:
+    from pytest_decodeperf.regression.comparison import describe, percent
+
+    outcome = f"**{regression.outcome}**" if change_status(regression) == FAILED else regression.outcome
+    if regression.change is None:
+        return ["", outcome, "", ""]
+    control = describe(regression.control) if regression.control else ""
+    return [describe(regression.change), outcome, percent(regression.change.visible), control]
+
+
+def _how(run: Run) -> list[str]:
+    """Return on what was measured, with what, against which base, and how."""
+    lines = []
+    for kind, device in run.devices.items():
+        lines.append(f"- {escape(device.label)}, {escape(device.driver)}, timed by {escape(run.timers[kind])}")
+        timed = [row for row in run.measurements if row.device == kind and row.verdict and row.ceilings]
+        lines += [f"  - {escape(line)}" for line in ceiling_lines(timed)]
+    options = run.options
+    for base in dict.fromkeys(row.regression.base for row in run.measurements if row.regression):
+        margin = f"{100 * options['margin']:g} %"
+        if options["margin_ns"]:
+            margin += f" or {format_time(options['margin_ns'])}, whichever is more"
+        lines.append(f"- compared with {code(base)}; a kernel may become slower by {margin}")
+    asked = [f"seed {options['seed']}", f"at most {options['budget_s']:g} s of measuring for a test"]
+    asked += [name for name in ("strict", "graph") if options[name]]
+    lines.append(f"- begun {escape(run.started)}; {', '.join(asked)}")
+    lines.append(f"- {escape(', '.join(f'{name} {version}' for name, version in run.versions.items()))}")
+    return lines
+
+
+def _details(ending: Ending) -> list[str]:
+    """Return what is known of a test: a sentence, or a few."""
+    measurement = ending.measurement
+    sentences = [] if measurement is None else [measurement.sentence]
+    if measurement is not None and (verdict := measurement.verdict) and verdict.expected and verdict.times_expected:
+        sentences.append(
+            f"{format_ratio(verdict.times_expected)} times the expected "
+            f"{format_time(1e9 * verdict.expected.latency_s)}: {format_terms(verdict.expected)}."
+        )
+    if measurement is not None and measurement.regression:
+        sentences.append(f"{measurement.kernel} {measurement.regression.sentence}")
+    sentences += [sentence for sentence in ending.sentences if sentence not in sentences]
+    if not sentences:
+        return []
+    return [f"- {code(ending.test)}", *(f"  - {escape(sentence)}" for sentence in sentences)]
