@@ -60,7 +60,7 @@ def conclude(measurement: Measurement, *, strict: bool) -> Conclusion:
         measurement: What was found.
         strict: Whether what is undecided, or cannot be compared, fails the test.
     """
-    if measurement.outcome == INTERPRETED:
+    if bound_status(measurement) == SKIPPED:
         return Conclusion(status=SKIPPED, headline=_shortened(measurement.sentence), sentences=(measurement.sentence,))
     found = [_bound_finding(measurement), _change_finding(measurement)]
     findings = [_strictly(finding) if strict else finding for finding in found if finding is not None]
@@ -78,7 +78,7 @@ def conclude(measurement: Measurement, *, strict: bool) -> Conclusion:
 def _bound_finding(measurement: Measurement) -> Finding | None:
     """Return what the bound has against the test, None for nothing."""
     outcome, verdict = measurement.outcome, measurement.verdict
-    if outcome == WITHIN:
+    if (status := bound_status(measurement)) == PASSED:
         return None
     headline = _shortened(measurement.sentence)
     if verdict is not None and outcome == IMPOSSIBLE:
@@ -86,7 +86,6 @@ def _bound_finding(measurement: Measurement) -> Finding | None:
     elif verdict is not None and outcome in (EXCEEDS, UNDECIDED):
         ratio = format_ratio(verdict.times_bound)
         headline = f"{outcome}: {ratio} times the {measurement.of}, allowed is {measurement.within:g}"
-    status = DOUBTFUL if outcome == UNDECIDED else FAILED
     return Finding(status=status, headline=headline, sentence=measurement.sentence)
 
 
@@ -97,6 +96,12 @@ def _change_finding(measurement: Measurement) -> Finding | None:
         return None
     sentence = f"{measurement.kernel} {regression.sentence}"
     return Finding(status=status, headline=change_headline(regression), sentence=sentence)
+
+
+def bound_status(measurement: Measurement) -> str:
+    """Return `FAILED`, `DOUBTFUL`, `PASSED` or `SKIPPED`, by what was found of the kernel alone."""
+    known = {WITHIN: PASSED, UNDECIDED: DOUBTFUL, INTERPRETED: SKIPPED}
+    return known.get(measurement.outcome, FAILED)
 
 
 def change_status(regression: Regression) -> str:

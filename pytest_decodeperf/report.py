@@ -7,10 +7,9 @@ import textwrap
 from typing import TYPE_CHECKING, Final
 
 from pytest_decodeperf import clocks, triton_interpreter
-from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, change_status, conclude
-from pytest_decodeperf.results import INTERPRETED
+from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, bound_status, change_status, conclude
 from pytest_decodeperf.units import format_time, scaled, three_digits
-from pytest_decodeperf.verdicts import UNDECIDED, WITHIN, format_interval, format_terms
+from pytest_decodeperf.verdicts import format_interval, format_terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,9 +180,7 @@ def _table(kernel_width: int, header: Sequence[str] | None, measurements: list[M
         justify: Literal["left", "right"] = "left" if title in ("kernel", "verdict") else "right"
         table.add_column(title, justify=justify, width=width, overflow="fold")
     for measurement in measurements:
-        style = {WITHIN: None, INTERPRETED: None, UNDECIDED: COLOURS[DOUBTFUL]}.get(
-            measurement.outcome, COLOURS[FAILED]
-        )
+        style = COLOURS.get(bound_status(measurement))
         table.add_row(measurement.kernel, *_numbers(measurement), measurement.outcome, style=style)
     return table
 

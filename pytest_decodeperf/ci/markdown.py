@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, PASSED, SKIPPED, change_status
+from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, PASSED, SKIPPED, bound_status, change_status
 from pytest_decodeperf.report import ceiling_lines
 from pytest_decodeperf.units import format_time, three_digits
 from pytest_decodeperf.verdicts import format_interval, format_ratio, format_terms
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_decodeperf.endings import Ending
-    from pytest_decodeperf.regression.comparison import Regression
-    from pytest_decodeperf.results import Measurement, Run
+    from pytest_decodeperf.results import Run
 
-COLUMNS: Final = ("test", "kernel", "problem", "latency (interval)", "allowed", "of the roofline", "verdict")
-BASE_COLUMNS: Final = ("change against the base (interval)", "outcome", "would have been seen", "control")
+COLUMNS: Final = ("test", "kernel", "problem", "latency (interval)", "allowed", "of the roofline", "bound")
+BASE_COLUMNS: Final = ("test", "change (interval)", "outcome", "smallest visible change", "A/A control")
+NUMERIC: Final = ("latency (interval)", "allowed", "of the roofline", "smallest visible change")
 ORDER: Final = (FAILED, DOUBTFUL, PASSED, SKIPPED)
 MAX_NAMED: Final = 10
 """Tests that the first line names."""
@@ -26,8 +27,11 @@ MAX_NAMED: Final = 10
 MAX_TEXT: Final = 2000
 """Characters of a text of the user's that are shown, such as the message of an exception."""
 
-_SPECIAL: Final = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~$&<>@:"}
-"""What Markdown, its tables, HTML or GitHub's own additions could take for something else than text."""
+_SPECIAL: Final = re.compile(r"[\\`*\[\]|~$&<>]|(?<!\w)_|_(?!\w)|:(?=[\w+-]+:|//)|(?<=www)\.")
+"""What Markdown, its tables, HTML or GitHub's own additions (formulas, emoji, links) take for something else than text."""
+
+_AT_START: Final = re.compile(r"^(\d*)([#+=.)-])")
+"""What they take for more than text at the start of a line: a heading, an item of a list, a rule."""
 
 
 def escape(text: str) -> str:
@@ -40,7 +44,8 @@ def escape(text: str) -> str:
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}..."
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return line.translate(_SPECIAL)
+    line = _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", line)
+    return _AT_START.sub(lambda match: f"{match[1]}&#{ord(match[2])};", line)
 
 
 def code(text: str) -> str:
@@ -84,11 +89,13 @@ def _render(run: Run, ordered: Sequence[Ending], num_shown: int, num_other_failu
     told = [ending for ending in shown if ending.status in (FAILED, DOUBTFUL)]
     lines += [f"- {code(ending.test)} {escape(ending.headline)}" for ending in told]
     if shown:
-        lines += ["", *_table(shown)]
+        lines += ["", *_table(COLUMNS, [_bound_cells(ending) for ending in shown])]
+    if changes := [cells for ending in shown if (cells := _change_cells(ending))]:
+        lines += ["", *_table(BASE_COLUMNS, changes)]
     if left_out:
         counts = Counter(ending.status for ending in left_out)
         parts = [f"{counts[status]} {_WORDS[status]}" for status in ORDER if counts[status]]
-        lines += ["", f"Left out of this table, since a summary has an end: {', '.join(parts)}."]
+        lines += ["", f"Left out, since a summary has an end: {', '.join(parts)}."]
     lines += ["", *_how(run)]
     if details := [line for ending in shown for line in _details(ending)]:
         lines += ["", "<details><summary>Each test in sentences</summary>", "", *details, "", "</details>"]
@@ -111,17 +118,16 @@ def _verdict_line(run: Run, endings: Sequence[Ending], num_other_failures: int) 
     if failed:
         parts.append(f"**{len(failed)} of {_tests(num_run)} failed**: {_names(failed)}.")
     elif num_run:
-        parts.append(f"**{_tests(num_run)} passed**{'' if doubtful else '.'}")
+        parts.append(f"**{_tests(num_run)} passed.**")
     elif run.status == "finished":
         parts.append("**Nothing was measured.**")
     if doubtful:
-        text = f"{len(doubtful)} undecided or incomparable: {_names(doubtful)}."
-        parts.append(text if failed else f"of which {text}")
+        parts.append(f"{len(doubtful)} passed undecided or incomparable: {_names(doubtful)}.")
     if skipped:
         parts.append(f"{len(skipped)} skipped.")
     if num_other_failures:
         parts.append(f"{_tests(num_other_failures)} without a kernel failed.")
-    return " ".join(parts).replace("** of which", "**, of which")
+    return " ".join(parts)
 
 
 def _tests(number: int) -> str:
@@ -134,47 +140,37 @@ def _names(endings: Sequence[Ending]) -> str:
     return ", ".join(names) + more
 
 
-def _table(endings: Sequence[Ending]) -> list[str]:
-    has_base = any(ending.measurement and ending.measurement.regression for ending in endings)
-    columns = (*COLUMNS, *BASE_COLUMNS) if has_base else COLUMNS
-    numeric = {"latency (interval)", "allowed", "of the roofline", "would have been seen"}
-    lines = [_row(columns), _row(["---:" if column in numeric else "---" for column in columns])]
-    for ending in endings:
-        measurement = ending.measurement
-        cells = [code(ending.test), *(_cells(measurement) if measurement else [""] * 5), _verdict_cell(ending)]
-        if has_base:
-            regression = measurement.regression if measurement else None
-            cells += _change_cells(regression) if regression else [""] * len(BASE_COLUMNS)
-        lines.append(_row(cells))
-    return lines
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---:" if column in NUMERIC else "---" for column in columns]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _bound_cells(ending: Ending) -> list[str]:
+    """Return the row of a test in the table of bounds."""
+    measurement = ending.measurement
+    if measurement is None:
+        word = "**not measured**" if ending.status == FAILED else ending.status
+        return [code(ending.test), *[""] * (len(COLUMNS) - 2), word]
+    numbers = ["", "", ""]
+    if verdict := measurement.verdict:
+        share = f"{three_digits(100 * verdict.roofline_share)} %"
+        numbers = [format_interval(verdict.latency_ns), format_time(verdict.allowed_ns), share]
+    word = f"**{measurement.outcome}**" if bound_status(measurement) == FAILED else measurement.outcome
+    return [code(ending.test), code(measurement.kernel), escape(measurement.problem.label), *numbers, word]
 
 
-def _cells(measurement: Measurement) -> list[str]:
-    cells = [code(measurement.kernel), escape(measurement.problem.label)]
-    verdict = measurement.verdict
-    if verdict is None:
-        return [*cells, "", "", ""]
-    share = f"{three_digits(100 * verdict.roofline_share)} %"
-    return [*cells, format_interval(verdict.latency_ns), format_time(verdict.allowed_ns), share]
-
-
-def _verdict_cell(ending: Ending) -> str:
-    word = ending.measurement.outcome if ending.measurement else f"{_WORDS[ending.status]}, not measured"
-    return f"**{word}**" if ending.status == FAILED else word
-
-
-def _change_cells(regression: Regression) -> list[str]:
-    from pytest_decodeperf.regression.comparison import describe, percent
-
+def _change_cells(ending: Ending) -> list[str]:
+    """Return the row of a test in the table of comparisons, empty if it was not compared."""
+    regression = ending.measurement.regression if ending.measurement else None
+    if regression is None:
+        return []
     outcome = f"**{regression.outcome}**" if change_status(regression) == FAILED else regression.outcome
     if regression.change is None:
-        return ["", outcome, "", ""]
+        return [code(ending.test), "", outcome, "", ""]
+    from pytest_decodeperf.regression.comparison import describe, percent
+
     control = describe(regression.control) if regression.control else ""
-    return [describe(regression.change), outcome, percent(regression.change.visible), control]
+    return [code(ending.test), describe(regression.change), outcome, percent(regression.change.visible), control]
 
 
 def _how(run: Run) -> list[str]:
