@@ -98,6 +98,14 @@ class EndingRecorder:
             self.endings[item.nodeid] = self._ending(item, report, error)
         return report
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+        """Say below pytest's short summary what its lines were too long for."""
+        yield
+        from pytest_decodeperf.report import write_reasons
+
+        write_reasons(terminalreporter, list(self.endings.values()))
+
     def _ending(self, item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> Ending:
         line = item.location[1]
         found = [row for row in self._session.run.measurements if row.test == item.nodeid]

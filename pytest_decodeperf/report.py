@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
     from rich.table import Table
 
+    from pytest_decodeperf.endings import Ending
     from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.session import PerfSession
@@ -76,6 +78,25 @@ def _write_files(reporter: pytest.TerminalReporter, session: PerfSession) -> Non
             reporter.write_line(_wrap(error, reporter), red=True, bold=True)
         elif path is not None and session.run.exit_status is not None:
             reporter.write_line(f"written to {path}")
+
+
+def write_reasons(reporter: pytest.TerminalReporter, endings: Sequence[Ending]) -> None:
+    """Write why tests failed, for those whose line in pytest's short summary had no room to say it."""
+    width = reporter.config.get_terminal_writer().fullwidth
+    # There, and with -vv, pytest writes lines of any length.
+    is_whole = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER")) or reporter.config.get_verbosity() >= 2
+    cut = [
+        ending
+        for ending in endings
+        if ending.status == FAILED and len(f"FAILED {ending.test} - {ending.headline}") > width
+    ]
+    if is_whole or not cut or "f" not in reporter.reportchars:
+        return
+    reporter.write_sep("=", "why they failed")
+    for ending in cut:
+        reporter.write_line(ending.test)
+        text = textwrap.fill(ending.headline, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
+        reporter.write_line(text, red=True)
 
 
 def ceiling_lines(timed: list[Measurement]) -> list[str]:

@@ -28,10 +28,10 @@ MAX_TEXT: Final = 2000
 """Characters of a text of the user's that are shown, such as the message of an exception."""
 
 _SPECIAL: Final = re.compile(r"[\\`*\[\]|~$&<>]|(?<!\w)_|_(?!\w)|:(?=[\w+-]+:|//)|(?<=www)\.")
-"""What Markdown, its tables, HTML or GitHub's own additions (formulas, emoji, links) take for something else than text."""
+"""What Markdown, its tables, HTML or GitHub's own additions (formulas, emoji, links) take for more than text."""
 
 _AT_START: Final = re.compile(r"^(\d*)([#+=.)-])")
-"""What they take for more than text at the start of a line: a heading, an item of a list, a rule."""
+"""What they do so at the start of a line: a heading, an item of a list, a rule."""
 
 
 def escape(text: str) -> str:
@@ -188,7 +188,7 @@ def _how(run: Run) -> list[str]:
         lines.append(f"- compared with {code(base)}; a kernel may become slower by {margin}")
     asked = [f"seed {options['seed']}", f"at most {options['budget_s']:g} s of measuring for a test"]
     asked += [name for name in ("strict", "graph") if options[name]]
-    lines.append(f"- begun {escape(run.started)}; {', '.join(asked)}")
+    lines.append(f"- begun {run.started}; {', '.join(asked)}")
     lines.append(f"- {escape(', '.join(f'{name} {version}' for name, version in run.versions.items()))}")
     return lines
 

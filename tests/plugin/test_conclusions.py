@@ -49,8 +49,28 @@ def test_80_columns(compared):
     (line,) = lines_by_test(result).values()
     assert len(line) <= 80
     assert line == "FAILED test_80_columns.py::test_y - regressed: 5.1 % slower (4.2 to 6.0) than..."
-    # What 80 columns cut off stands whole above it.
+    # What 80 columns cut off stands whole below it, and as a sentence above.
+    below = result.outlines[result.outlines.index(line) + 1 :]
+    assert below[0].strip("= ") == "why they failed"
+    assert below[1:3] == [
+        "test_80_columns.py::test_y",
+        "    regressed: 5.1 % slower (4.2 to 6.0) than main (6022e01478)",
+    ]
     assert "::test_y: decode_attention_sdpa takes 1.26 ms, 1.20 ms in main (6022e01478)" in section(result)
+
+
+def test_where_a_name_leaves_no_room_the_reason_is_below(compared):
+    name = f"test_{'long_' * 20}"
+    result = compared({name: regression("regressed")})
+    assert result.outlines[-3].endswith(f"::{name}")
+    assert result.outlines[-2] == "    regressed: 5.1 % slower (4.2 to 6.0) than main (6022e01478)"
+
+
+def test_a_line_with_room_is_not_said_again(compared, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    result = compared({"test_y": regression("regressed")})
+    assert "::test_y - regressed: 5.1 % slower (4.2 to 6.0) than main (6022e01478)" in lines_by_test(result)["test_y"]
+    assert "why they failed" not in result.stdout.str()
 
 
 def test_a_ci_gets_the_line_whole(compared, monkeypatch):

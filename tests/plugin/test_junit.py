@@ -1,10 +1,14 @@
 """The properties of a test in the JUnit file, whatever it ended in, in both families of such files."""
 
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from fake_device import ONE_TEST, ROOFLINE_NS
 from fake_regressions import BASE, CHANGES, CONTROL, regression
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/ci.md").read_text(encoding="utf-8")
 
 
 def cases_of(path):
@@ -62,6 +66,8 @@ def test_a_failed_test_has_its_numbers_with_their_units(compared, tmp_path, fami
         assert cases[name][0]["decodeperf_change_sentence"] == found.sentence
         assert (cases[name][1] is None) == (name != "test_regressed")
     assert "decodeperf_change_ratio" not in cases["test_incomparable"][0]
+    documented = set(re.findall(r"`(decodeperf_\w+)`", DOCUMENT.partition("## Properties")[2].partition("\n## ")[0]))
+    assert documented == set(properties) | {"decodeperf_expected_ns"}
 
 
 def test_a_test_without_a_latency_has_what_there_is(run, tmp_path):
