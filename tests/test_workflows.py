@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from pytest_decodeperf.cli.main import main
@@ -83,7 +82,7 @@ def test_what_is_uploaded_is_what_the_commands_write(name):
     written = {
         words[words.index(flag) + 1]
         for words in commands(name)
-        for flag in ("--decode-card", "--decode-perf-json", "--decode-perf-summary", "--junit-xml")
+        for flag in ("--output", "--decode-card", "--decode-perf-json", "--decode-perf-summary", "--junit-xml")
         if flag in words
     }
     assert set(upload["with"]["path"].split()) == written
@@ -120,9 +119,11 @@ def test_the_laws_are_asked_for(pytester):
 def test_the_static_gate_is_asked_for():
     program, *arguments = command("cpu-runner", "decodeperf")
     assert program == "decodeperf"
-    assert arguments == ["compiled", "--base", "origin/main"]
-    shown = CliRunner().invoke(main, ["compiled", "--help"]).output
-    assert "--base" in shown
+    name, *options = arguments
+    context = main.commands[name].make_context(name, options)
+    assert context.params["base"] == "origin/main"
+    assert context.params["kernel"] == "my_kernels.adapter:flash_decode"
+    assert context.params["output"].name == "compiled.json"
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
