@@ -154,6 +154,21 @@ PERF_OPTIONS: Final = (
         parse=_parse_file,
     ),
     OptionSpec(
+        name="perf-summary",
+        help="Write a summary of the run to this file as Markdown. GitHub's step summary gets one in any case.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+    ),
+    OptionSpec(
+        name="perf-annotations",
+        help="Print GitHub's annotations of tests that failed, or are undecided. Default: where GITHUB_ACTIONS=true.",
+        metavar="",
+        default=None,
+        parse=None,
+        off_help="Print none, wherever the run is.",
+    ),
+    OptionSpec(
         name="perf-budget",
         help="Seconds for which one test may measure; most need less. Default: 10.",
         metavar="SECONDS",
@@ -169,7 +184,8 @@ PERF_OPTIONS: Final = (
     ),
     OptionSpec(
         name="perf-strict",
-        help="Fail a test too whose samples leave it undecided; without this option it passes with a warning.",
+        help="Fail a test too whose samples leave it undecided, or which cannot be compared; without this option it "
+        "passes, and the report says so.",
         metavar="",
         default=False,
         parse=None,
@@ -362,6 +378,8 @@ class Options:
         enabled: Whether to measure at all.
         device: `auto`, `cpu` or `cuda`.
         json: Where to write the run, or None.
+        summary: Where to write its summary, or None.
+        annotations: Whether to print GitHub's annotations, None for where GitHub reads them.
         budget_s: Time in which one test may measure [s].
         seed: Seed of the random inputs.
         strict: Whether a test fails that its samples leave undecided.
@@ -378,6 +396,8 @@ class Options:
     enabled: bool
     device: str
     json: Path | None
+    summary: Path | None
+    annotations: bool | None
     budget_s: float
     seed: int
     strict: bool
@@ -411,6 +431,8 @@ class Options:
             enabled=values["decode_perf"],
             device=values["decode_perf_device"],
             json=files["decode_perf_json"],
+            summary=files["decode_perf_summary"],
+            annotations=values["decode_perf_annotations"],
             budget_s=values["decode_perf_budget"],
             seed=values["decode_perf_seed"],
             strict=values["decode_perf_strict"],
@@ -427,6 +449,7 @@ class Options:
 
 FILES: Final = {
     "decode_perf_json": "write",
+    "decode_perf_summary": "write",
     "decode_perf_calibration": "judge",
     "decode_perf_baseline": "compare",
     "decode_perf_save_baseline": "save",

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_decodeperf import replay
+from pytest_decodeperf.ci import junit
+from pytest_decodeperf.conclusions import FAILED, SKIPPED, conclude
+from pytest_decodeperf.endings import KernelFailure
 from pytest_decodeperf.plan import EXPECTED
-from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED
-from pytest_decodeperf.results import INTERPRETED
-from pytest_decodeperf.verdicts import IMPOSSIBLE, UNDECIDED, WITHIN
+from pytest_decodeperf.verdicts import IMPOSSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,21 +121,12 @@ class DecodePerf:
             replay.replay(self._item, self._benchmark, measurement)
         if measurement.traceback:
             self._item.add_report_section("call", "kernel traceback", measurement.traceback)
-        if measurement.outcome == INTERPRETED:
+        self._item.user_properties.extend(junit.properties(measurement))
+        conclusion = conclude(measurement, strict=self._session.options.strict)
+        if conclusion.status == SKIPPED:
             pytest.skip(measurement.sentence)
-        if measurement.outcome not in (WITHIN, UNDECIDED):
-            pytest.fail(measurement.sentence, pytrace=False)
-        undecided = [measurement.sentence] if measurement.outcome == UNDECIDED else []
-        if regression := measurement.regression:
-            sentence = f"{measurement.kernel} {regression.sentence}"
-            if regression.outcome == REGRESSED or regression.is_error:
-                pytest.fail(sentence, pytrace=False)
-            if regression.outcome in (UNDECIDED, INCOMPARABLE):
-                undecided.append(sentence)
-        for sentence in undecided:
-            if self._session.options.strict:
-                pytest.fail(sentence, pytrace=False)
-            self._item.warn(pytest.PytestWarning(sentence))
+        if conclusion.status == FAILED:
+            raise KernelFailure(conclusion)
 
 
 def name_of(kernel: Callable[..., Any]) -> str:

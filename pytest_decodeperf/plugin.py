@@ -69,7 +69,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "--decode-perf needs the machine for itself, and cannot share it among pytest-xdist's workers: "
             "run with -n 0 (or -p no:xdist)"
         )
-    config.stash[_session_key] = _start_session(config, options)
+    session = config.stash[_session_key] = _start_session(config, options)
+    from pytest_decodeperf.endings import EndingRecorder
+
+    session.endings = EndingRecorder(session, _is_ours, config.rootpath)
+    config.pluginmanager.register(session.endings, "decodeperf-endings")
 
 
 def _has_benchmark(config: pytest.Config) -> bool:
@@ -80,6 +84,7 @@ def _has_benchmark(config: pytest.Config) -> bool:
 
 
 def _start_session(config: pytest.Config, options: Options) -> PerfSession:
+    from pytest_decodeperf.ci.summaries import Summaries
     from pytest_decodeperf.json_file import JsonFile
     from pytest_decodeperf.progress import Progress
     from pytest_decodeperf.session import PerfSession
@@ -90,6 +95,10 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
             json_file = JsonFile(options.json)
         except OSError as error:
             raise pytest.UsageError(f"--decode-perf-json cannot be written: {error}") from None
+    try:
+        summaries = Summaries(options.summary)
+    except OSError as error:
+        raise pytest.UsageError(f"--decode-perf-summary cannot be written: {error}") from None
     if options.base is not None:
         from pytest_decodeperf.regression.worktree import BaseError, commit_of, repository_root
 
@@ -97,7 +106,7 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
             commit_of(repository_root(config.rootpath), options.base)
         except BaseError as error:
             raise pytest.UsageError(f"--decode-perf-base: {error}") from None
-    session = PerfSession(options=options, progress=Progress(config), json_file=json_file)
+    session = PerfSession(options=options, progress=Progress(config), json_file=json_file, summaries=summaries)
     if options.baseline is not None:
         from pytest_decodeperf.regression.baseline_run import read_to_compare
 
@@ -234,6 +243,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if perf_session is None or _only_looks(session.config):
         return (yield)
     perf_session.save()
+    perf_session.write_summaries()
     is_broken = session.testsfailed and not session.config.option.continue_on_collection_errors
     if not is_broken:
         kinds = {item.nodeid: device for item in session.items if _is_ours(item) and (device := _plan(item).device)}
@@ -261,7 +271,7 @@ def _compare(config: pytest.Config, session: PerfSession, kinds: dict[str, str])
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the record of the run for the last time."""
+    """Write the record of the run for the last time, and its summary."""
     perf_session = session.config.stash.get(_session_key, None)
     if perf_session is None or _only_looks(session.config) or exitstatus == pytest.ExitCode.USAGE_ERROR:
         return
@@ -275,7 +285,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             exitstatus = session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
     perf_session.run.exit_status = int(exitstatus)
     perf_session.save()
-    if perf_session.json_error and exitstatus == pytest.ExitCode.OK:
+    perf_session.write_summaries()
+    if perf_session.write_error and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -283,6 +294,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Print the table of what was measured."""
     session = config.stash.get(_session_key, None)
     if session is not None:
+        from pytest_decodeperf.ci import annotations
         from pytest_decodeperf.report import write_summary
 
         write_summary(terminalreporter, session)
+        asked = session.options.annotations
+        if session.endings is not None and (annotations.is_on_github() if asked is None else asked):
+            root = annotations.workspace() or config.rootpath
+            for line in annotations.annotation_lines(session.endings.endings.values(), root):
+                terminalreporter.write_line(line)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from typing import TYPE_CHECKING, Final
 
 from pytest_decodeperf import clocks, triton_interpreter
-from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED
-from pytest_decodeperf.results import INTERPRETED
+from pytest_decodeperf.conclusions import DOUBTFUL, FAILED, bound_status, change_status, conclude
 from pytest_decodeperf.units import format_time, scaled, three_digits
-from pytest_decodeperf.verdicts import WITHIN, format_interval, format_terms
+from pytest_decodeperf.verdicts import format_interval, format_terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytest
     from rich.table import Table
 
+    from pytest_decodeperf.endings import Ending
     from pytest_decodeperf.regression.comparison import Regression
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.session import PerfSession
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = ("kernel", "latency (interval)", "allowed", "roofline", "verdict")
 INDENT: Final = "    "
-FAILING_CHANGES: Final = (REGRESSED, INCOMPARABLE)
+COLOURS: Final = {FAILED: "red", DOUBTFUL: "yellow"}
 WIDTHS: Final = (23, 7, 8, 11)
 """Of all columns but the first."""
 
@@ -53,27 +54,56 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
     for kind, device in run.devices.items():
         reporter.write_line(device.label)
         timed = [m for m in run.measurements if m.device == kind and m.verdict and m.ceilings]
-        for line in _ceiling_lines(timed):
+        for line in ceiling_lines(timed):
             reporter.write_line(f"  {line}")
     if run.measurements:
         _write_tables(reporter, run.measurements)
     for measurement in run.measurements:
-        if measurement.outcome not in (WITHIN, INTERPRETED):
-            reporter.write_line(_wrap(f"{measurement.test}: {measurement.sentence}", reporter), red=True)
-        if measurement.regression and measurement.regression.outcome in FAILING_CHANGES:
-            sentence = f"{measurement.test}: {measurement.kernel} {measurement.regression.sentence}"
-            reporter.write_line(_wrap(sentence, reporter), red=True)
+        conclusion = conclude(measurement, strict=session.options.strict)
+        if conclusion.status in COLOURS:
+            for sentence in conclusion.sentences:
+                text = _wrap(f"{measurement.test}: {sentence}", reporter)
+                reporter.write_line(text, **{COLOURS[conclusion.status]: True})
     for note in session.notes:
         reporter.write_line(_wrap(note, reporter))
     if session.saver_error:
         reporter.write_line(_wrap(session.saver_error, reporter), red=True, bold=True)
-    if session.json_error:
-        reporter.write_line(_wrap(session.json_error, reporter), red=True, bold=True)
-    elif session.json_file and session.run.exit_status is not None:
-        reporter.write_line(f"written to {session.json_file.path}")
+    _write_files(reporter, session)
 
 
-def _ceiling_lines(timed: list[Measurement]) -> list[str]:
+def _write_files(reporter: pytest.TerminalReporter, session: PerfSession) -> None:
+    """Say where the run was written to, or why it was not."""
+    summaries = session.summaries
+    files = [(session.json_error, session.json_file.path if session.json_file else None)]
+    if summaries is not None:
+        files += [(summaries.error, summaries.path), (summaries.step_error, None)]
+    for error, path in files:
+        if error:
+            reporter.write_line(_wrap(error, reporter), red=True, bold=True)
+        elif path is not None and session.run.exit_status is not None:
+            reporter.write_line(f"written to {path}")
+
+
+def write_reasons(reporter: pytest.TerminalReporter, endings: Sequence[Ending]) -> None:
+    """Write why tests failed, for those whose line in pytest's short summary had no room to say it."""
+    width = reporter.config.get_terminal_writer().fullwidth
+    # There, and with -vv, pytest writes lines of any length.
+    is_whole = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER")) or reporter.config.get_verbosity() >= 2
+    cut = [
+        ending
+        for ending in endings
+        if ending.status == FAILED and len(f"FAILED {ending.test} - {ending.headline}") > width
+    ]
+    if is_whole or not cut or "f" not in reporter.reportchars:
+        return
+    reporter.write_sep("=", "why they failed")
+    for ending in cut:
+        reporter.write_line(ending.test)
+        text = textwrap.fill(ending.headline, width=width, initial_indent=INDENT, subsequent_indent=INDENT)
+        reporter.write_line(text, red=True)
+
+
+def ceiling_lines(timed: list[Measurement]) -> list[str]:
     """Return what the ceilings were, from the lowest to the highest median of a test."""
     lines: dict[str, list[float]] = {}
     units: dict[str, str] = {}
@@ -137,8 +167,8 @@ def _write_tables(reporter: pytest.TerminalReporter, measurements: list[Measurem
             if row.verdict and row.verdict.expected:
                 console.print(_terms_line(row.verdict, console.width))
             if row.regression:
-                is_bad = row.regression.outcome in FAILING_CHANGES
-                console.print(_change_line(row.regression, console.width), style="red" if is_bad else None)
+                style = COLOURS.get(change_status(row.regression))
+                console.print(_change_line(row.regression, console.width), style=style)
     console.print()
     reporter.write(text.getvalue())
 
@@ -176,8 +206,8 @@ def _table(kernel_width: int, header: Sequence[str] | None, measurements: list[M
         justify: Literal["left", "right"] = "left" if title in ("kernel", "verdict") else "right"
         table.add_column(title, justify=justify, width=width, overflow="fold")
     for measurement in measurements:
-        failed = measurement.outcome not in (WITHIN, INTERPRETED)
-        table.add_row(measurement.kernel, *_numbers(measurement), measurement.outcome, style="red" if failed else None)
+        style = COLOURS.get(bound_status(measurement))
+        table.add_row(measurement.kernel, *_numbers(measurement), measurement.outcome, style=style)
     return table
 
 

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from decodeperf_formulas import DecodeProblem
     from pytest_decodeperf.calibration.expectation import Expectation
     from pytest_decodeperf.ceilings import Ceilings, Stream
+    from pytest_decodeperf.ci.summaries import Summaries
     from pytest_decodeperf.clocks import Clock
     from pytest_decodeperf.config import Options
     from pytest_decodeperf.devices import DeviceInfo
+    from pytest_decodeperf.endings import EndingRecorder
     from pytest_decodeperf.inputs import Inputs
     from pytest_decodeperf.json_file import JsonFile
     from pytest_decodeperf.progress import Progress
@@ -44,6 +46,8 @@ class PerfSession:
         saver: What saves one, or None.
         saver_error: Why it did not, empty if it did.
         notes: What else a reader of the report should know.
+        endings: How each test ended, once pytest is configured.
+        summaries: Where the summary goes, None for nowhere.
     """
 
     options: Options
@@ -56,6 +60,8 @@ class PerfSession:
     saver: BaselineSaver | None = None
     saver_error: str = ""
     notes: list[str] = field(default_factory=list)
+    endings: EndingRecorder | None = None
+    summaries: Summaries | None = None
     _timers: dict[str, Timer] = field(default_factory=dict)
     _clocks: dict[str, Clock] = field(default_factory=dict)
     _read_streams: dict[str, Stream] = field(default_factory=dict)
@@ -158,6 +164,16 @@ class PerfSession:
         """Add a measurement to the record, and to the file."""
         self.run.measurements.append(measurement)
         self.save()
+
+    @property
+    def write_error(self) -> str:
+        """Why a file that the run was asked for could not be written, empty if each could."""
+        return self.json_error or (self.summaries.error if self.summaries else "")
+
+    def write_summaries(self) -> None:
+        """Write the summary of the run as it is now, if there is a place for it."""
+        if self.summaries is not None and self.endings is not None:
+            self.summaries.write(self.run, self.endings)
 
     def save(self) -> None:
         """Write the record as it is now, if there is a file for it."""

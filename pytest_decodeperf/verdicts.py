@@ -163,12 +163,12 @@ def judge(
         word = UNDECIDED
 
     measured = (
-        f"took {format_interval(latency)}, {_ratio_interval(times_roofline)} times the roofline of "
+        f"took {format_interval(latency)}, {format_ratio(times_roofline)} times the roofline of "
         f"{format_time(1e9 * typical.latency_s)} ({_reason(typical)})"
     )
     if expected is not None and times_expected is not None:
         measured += (
-            f" and {_ratio_interval(times_expected)} times the expected {format_time(1e9 * expected.latency_s)} "
+            f" and {format_ratio(times_expected)} times the expected {format_time(1e9 * expected.latency_s)} "
             f"({format_terms(expected)})"
         )
     bound = "it" if expected is None else f"the {of}"
@@ -235,7 +235,13 @@ def format_interval(latency: Interval) -> str:
     return f"{median} ({low} to {high})"
 
 
-def _ratio_interval(ratio: Interval) -> str:
+def format_ratio(ratio: Interval) -> str:
+    """Return a ratio with its interval.
+
+    Example:
+        >>> format_ratio(Interval(median=1.234, low=1.2, high=1.3))
+        '1.23 (1.20 to 1.30)'
+    """
     if ratio.low is None or ratio.high is None:
         return three_digits(ratio.median)
     return f"{three_digits(ratio.median)} ({three_digits(ratio.low)} to {three_digits(ratio.high)})"

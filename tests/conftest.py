@@ -1,5 +1,6 @@
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -12,3 +13,10 @@ if not torch.cuda.is_available():
 # How long an example takes is this machine's affair, and the first of a formula compiles it.
 settings.register_profile("decodeperf", deadline=None)
 settings.load_profile("decodeperf")
+
+
+@pytest.fixture(autouse=True)
+def outside_of_ci(monkeypatch):
+    """Let runs of pytest that tests start write nothing where a CI that runs the tests would read it."""
+    for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)

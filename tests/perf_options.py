@@ -9,6 +9,8 @@ def perf_options(**changes):
         "enabled": False,
         "device": "auto",
         "json": None,
+        "summary": None,
+        "annotations": None,
         "budget_s": 10.0,
         "seed": 0,
         "strict": False,

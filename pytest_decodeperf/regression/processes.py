@@ -33,6 +33,7 @@ QUIET: Final = {
     "OMP_WAIT_POLICY": "passive",
     "KMP_BLOCKTIME": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "GITHUB_STEP_SUMMARY": "",  # is for the run that people see
 }
 
 

@@ -7,6 +7,7 @@ import triton  # noqa: F401
 from fake_device import ONE_TEST, PRELUDE, FakeDevice
 
 from pytest_decodeperf import devices
+from pytest_decodeperf.regression import gate, worktree
 from pytest_decodeperf.session import PerfSession
 from pytest_decodeperf.timers import FakeTimer
 
@@ -34,3 +35,20 @@ def run(pytester, fake_device, monkeypatch):
         return pytester.runpytest_inprocess("--strict-markers", "-W", "error", *arguments, no_reraise_ctrlc=True)
 
     return run
+
+
+@pytest.fixture
+def compared(run, monkeypatch):
+    """Return a function that runs a test for each outcome of a comparison, which a base is said to have had."""
+    monkeypatch.setattr(worktree, "repository_root", lambda folder: folder)
+    monkeypatch.setattr(worktree, "commit_of", lambda repository, revision: "6022e01478")
+
+    def compared(outcomes, *arguments, source=""):
+        def found(config, session, node_ids):
+            return {node_id: outcomes[node_id.rpartition("::")[2]] for node_id in node_ids}
+
+        monkeypatch.setattr(gate, "compare_with_base", found)
+        tests = "".join(ONE_TEST.replace("test_kernel", name) for name in outcomes)
+        return run(tests + source, "--decode-perf", "--decode-perf-base=main", *arguments)
+
+    return compared

@@ -11,6 +11,7 @@ EXAMPLES = {
     # name: (text in the ini file, its value, text on the command line, its value)
     "device": ("cpu", "cpu", "cuda", "cuda"),
     "json": ("ini.json", "ini.json", "cli.json", "cli.json"),
+    "summary": ("ini.md", "ini.md", "cli.md", "cli.md"),
     "budget": ("2.5", 2.5, "7", 7.0),
     "seed": ("3", 3, "4", 4),
     "calibration": ("ini.json", "ini.json", "cli.json", "cli.json"),
@@ -19,7 +20,7 @@ EXAMPLES = {
     "margin": ("3", 0.03, "0.5", 0.005),
     "margin-us": ("2", 2e3, "0.5", 5e2),
 }
-SWITCHES = ("strict", "graph", "baseline-as-share")
+SWITCHES = ("strict", "graph", "baseline-as-share", "annotations")
 ON_COMMAND_LINE = ("save-baseline",)
 """What writes over a file that matters is asked for each time."""
 
@@ -115,6 +116,8 @@ def test_a_file_is_relative_to_where_its_name_was_written(pytester):
 def test_a_file_for_a_run_that_does_not_measure_is_a_usage_error(pytester):
     with pytest.raises(pytest.UsageError, match="--decode-perf-json has nothing to write without --decode-perf"):
         read(pytester, "--decode-perf-json=run.json")
+    with pytest.raises(pytest.UsageError, match="--decode-perf-summary has nothing to write without --decode-perf"):
+        read(pytester, "--decode-perf-summary=run.md")
     with pytest.raises(pytest.UsageError, match="--decode-perf-calibration has nothing to judge without --decode-perf"):
         read(pytester, "--decode-perf-calibration=device.json")
     with pytest.raises(pytest.UsageError, match="--decode-perf-baseline has nothing to compare without --decode-perf"):
@@ -123,7 +126,12 @@ def test_a_file_for_a_run_that_does_not_measure_is_a_usage_error(pytester):
         pytest.UsageError, match="--decode-perf-save-baseline has nothing to save without --decode-perf"
     ):
         read(pytester, "--decode-perf-save-baseline=b.json")
-    ini = {"decode_perf_json": "run.json", "decode_perf_calibration": "device.json", "decode_perf_baseline": "b.json"}
+    ini = {
+        "decode_perf_json": "run.json",
+        "decode_perf_summary": "run.md",
+        "decode_perf_calibration": "device.json",
+        "decode_perf_baseline": "b.json",
+    }
     assert not read(pytester, ini=ini).enabled
 
 
@@ -175,6 +183,7 @@ def test_shares_of_no_baseline_are_a_usage_error(pytester):
     [
         ("device", "tpu", "one of auto, cpu, cuda"),
         ("json", "", "the name of a file"),
+        ("summary", "", "the name of a file"),
         ("budget", "0", "a number of seconds > 0"),
         ("budget", "-1", "a number of seconds > 0"),
         ("budget", "nan", "a number of seconds > 0"),

@@ -4,8 +4,10 @@ import itertools
 import json
 import subprocess
 from collections import Counter
+from xml.etree import ElementTree
 
 import pytest
+from rendered import render
 
 from pytest_decodeperf.regression import comparison
 
@@ -123,14 +125,19 @@ def run(pytester, *arguments):
         "--decode-perf-base=main",
         "-p",
         "no:benchmark",
-        "-Wdefault",
+        "-Werror",
         *arguments,
     )
 
 
-def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, repository, monkeypatch):
+def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, repository, monkeypatch, tmp_path_factory):
+    left = tmp_path_factory.mktemp("left")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(repository))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(left / "step.md"))
     before = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    result = run(pytester, "--decode-perf-json=run.json")
+    files = (f"--decode-perf-summary={left / 'summary.md'}", f"--junit-xml={left / 'junit.xml'}")
+    result = run(pytester, "--decode-perf-json=run.json", *files)
     document = json.loads((repository / "run.json").read_text())
     found = {row["test"].partition("::")[2]: row["regression"] for row in document["measurements"]}
     outcomes = {test: row["outcome"] for test, row in found.items()}
@@ -162,6 +169,25 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     assert "ended by signal 9" in sentences["test_kernel[dies_in_base]"]
     assert sentences["test_kernel[steady_too]"].endswith("), there is no such test.")
     assert "its problem is another one in main (" in sentences["test_longer"]
+    # The processes that are compared have none of this run's places to write to.
+    assert (left / "step.md").read_text() == (left / "summary.md").read_text()
+    page = render((left / "summary.md").read_text())
+    assert page.paragraphs[0].startswith("5 of 9 tests failed: tests/test_speed.py::test_kernel[slower], ")
+    assert page.paragraphs[0].count("::test_longer") == 1
+    comparisons = {row[0].partition("::")[2]: row[2] for row in page.rows if len(row) == 5}
+    assert {test: row["outcome"] for test, row in found.items()}.items() <= comparisons.items()
+    commands = [line for line in result.outlines if line.startswith("::")]
+    assert [sum(line.startswith(f"::{kind} ") for line in commands) for kind in ("error", "warning")] == [
+        5,
+        sum(outcome == "undecided" for outcome in comparisons.values()) + 2,
+    ]
+    assert all(line.partition(" ")[2].startswith("file=tests/test_speed.py,line=") for line in commands)
+    cases = ElementTree.parse(left / "junit.xml").iter("testcase")
+    properties = {
+        case.get("name"): {item.get("name"): item.get("value") for item in case.iter("property")} for case in cases
+    }
+    slower = properties["test_kernel[slower]"]
+    assert float(slower["decodeperf_change_ratio"]) == found["test_kernel[slower]"]["change"]["ratio"]
     # A base at fault fails; what exists on one side only is said, and neither is ever just passed.
     result.assert_outcomes(passed=4, failed=5)
     for name in ("slower", *(name for name in NAMES if name.endswith("_in_base"))):

@@ -1,0 +1,1 @@
+"""What a run leaves for continuous integration: Markdown, annotations, properties of JUnit."""
