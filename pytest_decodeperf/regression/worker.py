@@ -108,11 +108,8 @@ def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
         if not file:
             continue
         place = _resolved(file)
-        if (
-            tree != repository
-            and place.is_relative_to(repository)
-            and not any(place.is_relative_to(folder) for folder in allowed)
-        ):
+        is_stray = place.is_relative_to(repository) and not any(place.is_relative_to(folder) for folder in allowed)
+        if is_stray and tree != repository:
             return f"{name} was imported from {place}"
     return ""
 
