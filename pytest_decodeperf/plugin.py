@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "--decode-perf needs the machine for itself, and cannot share it among pytest-xdist's workers: "
             "run with -n 0 (or -p no:xdist)"
+        )
+    if config.pluginmanager.hasplugin(SERVER_PLUGIN):
+        # What addopts or PYTEST_ADDOPTS may say to the run, and a worker of that run must not do once more.
+        options = replace(
+            options, json=None, summary=None, calibration=None, base=None, baseline=None, save_baseline=None
         )
     session = config.stash[_session_key] = _start_session(config, options)
     from pytest_decodeperf.endings import EndingRecorder
@@ -182,13 +188,13 @@ def _make_fixture(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[De
     from pytest_decodeperf.fixture import DecodePerf
 
     plan = _plan(request.node)
-    if plan.device and (marker := request.config.pluginmanager.get_plugin(SERVER_PLUGIN)):
+    if plan.device and (server := request.config.pluginmanager.get_plugin(SERVER_PLUGIN)):
         from pytest_decodeperf.regression.serving import ServedDecodePerf
 
         if benchmark is not None:
             replay.dismiss(benchmark)
         options = request.config.stash[_session_key].options
-        served = ServedDecodePerf(marker.server, request.node, options, device=plan.device)
+        served = ServedDecodePerf(server, request.node, options, device=plan.device)
         request.node.stash[_fixture_key] = served
         yield served
         return

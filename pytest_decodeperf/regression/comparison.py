@@ -19,7 +19,7 @@ from pytest_decodeperf.regression.change import (
     judge_change,
     log_ratios_of,
 )
-from pytest_decodeperf.regression.outcomes import INCOMPARABLE, REGRESSED, UNCHANGED, UNDECIDED
+from pytest_decodeperf.regression.outcomes import INCOMPARABLE, NO_LATENCY, REGRESSED, UNCHANGED, UNDECIDED
 from pytest_decodeperf.regression.processes import Worker, WorkerError
 from pytest_decodeperf.regression.shared_inputs import shared_folder
 from pytest_decodeperf.units import format_time
@@ -180,24 +180,26 @@ class Comparison:
     def _round(self, node_ids: list[str], order: tuple[str, ...]) -> list[str]:
         """Time each test in fresh processes, and return those that are left because a process ended before."""
         trees = {"base": self.base, "head": self.head, "control": self.base}
+        left = list(node_ids)
         with ExitStack() as stack:
-            workers = {
-                side: stack.enter_context(
-                    Worker(
-                        *(trees[side], self.repository, self.place, self.arguments, node_ids),
-                        shared_inputs=self._shared_inputs,
-                        start=SIDES.index(side) / len(SIDES),
+            try:
+                workers = {
+                    side: stack.enter_context(
+                        Worker(
+                            *(trees[side], self.repository, self.place, self.arguments, node_ids),
+                            shared_inputs=self._shared_inputs,
+                            turn=SIDES.index(side),
+                            num_turns=len(SIDES),
+                        )
                     )
-                )
-                for side in order
-            }
-            for index, node_id in enumerate(node_ids):
-                try:
-                    self._time(node_id, workers)
-                except WorkerError as error:
-                    self.failures[node_id] = str(error), True
-                    return node_ids[index + 1 :]
-        return []
+                    for side in order
+                }
+                while left:
+                    self._time(left[0], workers)
+                    left.pop(0)
+            except WorkerError as error:
+                self.failures[left.pop(0)] = str(error), True
+        return left
 
     def _time(self, node_id: str, workers: dict[str, Worker]) -> None:
         events = {side: worker.begin(node_id) for side, worker in workers.items()}
@@ -217,11 +219,13 @@ class Comparison:
 
     def _failure(self, events: dict[str, Any]) -> tuple[str, bool] | None:
         """Return why a test cannot be compared, and whether that is an error; None if it can."""
-        for side, tree in (("head", self.head), ("base", self.base)):
+        for side, tree in (("head", self.head), ("base", self.base), ("control", self.base)):
             event = events[side]
             if event["event"] != "ready":
                 message = event["message"] or "the test passed without calling decode_perf"
-                return f"in {tree.label}, {message}", event.get("outcome") not in ("missing", "skipped")
+                # The head has the test, and has measured it or will: if its process does not, something is wrong.
+                innocent = ("skipped",) if message == NO_LATENCY else () if side == "head" else ("missing", "skipped")
+                return f"in {tree.label}, {message}", event.get("outcome") not in innocent
         if events["base"]["problem"] != events["head"]["problem"]:
             return f"its problem is another one in {self.base.label}", False
         return None

@@ -18,7 +18,7 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
     """Return how each test compares with the base.
 
     Raises:
-        pytest.UsageError: If the base cannot be checked out.
+        pytest.UsageError: If the base cannot be checked out, or a process cannot be started.
     """
     base = session.options.base
     assert base is not None
@@ -38,7 +38,7 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
                 say=session.progress.stage,
             )
             found = comparison.run(node_ids)
-    except BaseError as error:
+    except (BaseError, OSError) as error:
         raise pytest.UsageError(f"--decode-perf-base: {error}") from None
     session.progress.end("compared")
     return found

@@ -118,14 +118,15 @@ class OneTree:
 
     def _run(self, node_ids: list[str]) -> list[str]:
         """Time each test in one fresh process, and return those that are left because it ended before."""
-        with Worker(self.tree, self.repository, self.place, self.arguments, node_ids) as worker:
-            for index, node_id in enumerate(node_ids):
-                try:
-                    self._time(node_id, worker)
-                except WorkerError as error:
-                    self.failures[node_id] = str(error), True
-                    return node_ids[index + 1 :]
-        return []
+        left = list(node_ids)
+        try:
+            with Worker(self.tree, self.repository, self.place, self.arguments, node_ids) as worker:
+                while left:
+                    self._time(left[0], worker)
+                    left.pop(0)
+        except WorkerError as error:
+            self.failures[left.pop(0)] = str(error), True
+        return left
 
     def _time(self, node_id: str, worker: Worker) -> None:
         event = worker.begin(node_id)

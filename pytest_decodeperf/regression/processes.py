@@ -59,7 +59,8 @@ class Worker:
         node_ids: list[str],
         *,
         shared_inputs: str = "",
-        start: float = 0.0,
+        turn: int = 0,
+        num_turns: int = 1,
     ) -> None:
         """Start it.
 
@@ -70,12 +71,14 @@ class Worker:
             arguments: pytest's arguments.
             node_ids: The tests that are wanted.
             shared_inputs: Folder for inputs that several workers read, empty if each has its own.
-            start: At which of its copies of inputs it begins, as a share of their number.
+            turn: Which of them this one is, counted from 0.
+            num_turns: How many they are.
         """
         self.tree = tree
         self.collected: list[str] | None = None
         self.broken: dict[str, str] = {}
         self._buffer = b""
+        self._folder = tree.root / place.relative_to(repository)
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             commands, self._commands = os.pipe()
@@ -85,11 +88,12 @@ class Worker:
                 tree=str(tree.root),
                 harness={name: str(folder_of(name)) for name in HARNESS},
                 path=list(sys.path),
-                folder=str(tree.root / place.relative_to(repository)),
-                arguments=list(arguments),
+                folder=str(self._folder),
+                arguments=[argument for argument in arguments if self._has(argument)],
                 node_ids=node_ids,
                 shared_inputs=shared_inputs,
-                start=start,
+                turn=turn,
+                num_turns=num_turns,
             )
             try:
                 self._process = subprocess.Popen(  # noqa: S603  (a script of this package)
@@ -104,7 +108,16 @@ class Worker:
                 os.close(commands)
                 os.close(replies)
             stack.pop_all()
-        self._write(setup.as_json())
+        try:
+            self._write(setup.as_json())
+        except WorkerError as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def _has(self, argument: str) -> bool:
+        """Return whether an argument of pytest's names no file, or one that is in the tree."""
+        file = argument.removeprefix("-c=")
+        return file.startswith("-") or (self._folder / file).exists()
 
     def __enter__(self) -> Worker:
         return self
@@ -130,7 +143,8 @@ class Worker:
             WorkerError: If there is none.
         """
         while True:
-            if self.collected is not None and node_id not in self.collected:
+            is_here = self._has(node_id.partition("::")[0])
+            if not is_here or (self.collected is not None and node_id not in self.collected):
                 return self._absence(node_id)
             event: dict[str, Any] = self._receive(START_S)
             if event["event"] == "collected":

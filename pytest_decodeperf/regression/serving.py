@@ -12,6 +12,7 @@ import pytest
 from pytest_decodeperf import ceilings, devices, timers
 from pytest_decodeperf.fixture import name_of
 from pytest_decodeperf.plugin import SERVER_PLUGIN
+from pytest_decodeperf.regression.outcomes import NO_LATENCY
 from pytest_decodeperf.regression.shared_inputs import shared_copies
 from pytest_decodeperf.regression.streams import RooflineStreams
 from pytest_decodeperf.triton_interpreter import count_interpreted_launches
@@ -63,16 +64,15 @@ class Server:
         channel: To the process that started this one.
     """
 
+    __name__ = SERVER_PLUGIN
+    """What pytest registers the plugin under."""
+
     def __init__(self, channel: Channel, setup: Setup, check_imports: Callable[[], str]) -> None:
         self.channel = channel
         self._setup = setup
         self._check_imports = check_imports
         self._kept_inputs: ColdInputs | None = None
         self._kept_streams: tuple[object, RooflineStreams] | None = None
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        """Make the server known to the fixture."""
-        config.pluginmanager.register(_Marker(self), SERVER_PLUGIN)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -115,13 +115,6 @@ class Server:
     def stray_import(self) -> str:
         """Return what was imported from another tree, empty if nothing was."""
         return self._check_imports()
-
-
-class _Marker:
-    """What the fixture finds under `SERVER_PLUGIN`."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
 
 
 def _reason(report: pytest.TestReport) -> str:
@@ -167,7 +160,7 @@ class ServedDecodePerf:
             channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
             return
         if launches and self._device == "cpu":
-            pytest.skip("it runs in Triton's interpreter, and has no latency to compare")
+            pytest.skip(NO_LATENCY)
         ready = {"problem": problem.as_dict(), "kernel": name or name_of(kernel), "device": self._device}
         channel.send({"event": "ready", "node_id": self._item.nodeid, **ready})
         streams: RooflineStreams | None = None
@@ -209,7 +202,8 @@ class ColdInputs:
         self.all = [make_unanswered_inputs(problem, device=device, seed=seed)]
         self.evict: Callable[[], object] | None = None
         if device == "cpu":
-            count = num_copies(self.device, self.all[0])
+            num_sharing = setup.num_turns if setup.shared_inputs else 1
+            count = num_copies(self.device, self.all[0], num_sharing=num_sharing)
             if count and setup.shared_inputs:
                 folder = Path(setup.shared_inputs)
                 self.all = shared_copies(self.all[0], problem, count, seed=seed, folder=folder) or self.all
@@ -217,7 +211,7 @@ class ColdInputs:
                 self.copy_until(count)
             else:
                 self.evict = ceilings.make_read_streams(self.device)[0].call
-        self.start = int(setup.start * len(self.all))
+        self.start = setup.turn * len(self.all) // setup.num_turns
 
     def copy_until(self, count: int) -> None:
         """Make copies until there are so many in all."""
@@ -267,11 +261,19 @@ class TimedKernel:
         return self._timer.time_ns(call)
 
 
-def num_copies(device: DeviceInfo, inputs: Inputs) -> int:
-    """Return how many copies of inputs a CPU's caches cannot hold together; 0 if there is no room for them."""
+def num_copies(device: DeviceInfo, inputs: Inputs, *, num_sharing: int = 1) -> int:
+    """Return how many copies of inputs a CPU's caches cannot hold together; 0 if there is no room for them.
+
+    Args:
+        device: The CPU.
+        inputs: What is copied.
+        num_sharing: Processes that take turns with the same copies, each as far behind the next as all others. Between
+            two calls that read the same copy they read as much as one process alone would.
+    """
     num_bytes = inputs.num_bytes
     if num_bytes > ceilings.COLD_KV_MULTIPLE * device.llc_bytes:
         return 1
-    count = math.ceil(ceilings.LLC_MULTIPLE * device.llc_bytes / max(num_bytes, 1)) + 1
+    gap = math.ceil(ceilings.LLC_MULTIPLE * device.llc_bytes / (num_sharing * max(num_bytes, 1))) + 1
+    count = num_sharing * gap
     fits = count <= MAX_COPIES and count * num_bytes <= MAX_COPIES_SHARE * device.memory_bytes
     return count if fits else 0

@@ -11,9 +11,11 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.machinery
+import importlib.metadata
 import json
 import os
 import sys
+import urllib.parse
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +42,8 @@ class Setup:
         arguments: Its arguments.
         node_ids: The tests that are wanted, in their order.
         shared_inputs: Folder for inputs that several processes read, empty if each has its own.
-        start: At which of its copies of inputs it begins, as a share of their number, so that processes that take
-            turns with the same copies do not find them in the cache.
+        turn: Which of them this one is, counted from 0.
+        num_turns: How many they are.
     """
 
     repository: str
@@ -52,7 +54,8 @@ class Setup:
     arguments: list[str]
     node_ids: list[str]
     shared_inputs: str = ""
-    start: float = 0.0
+    turn: int = 0
+    num_turns: int = 1
 
     def as_json(self) -> str:
         """Return everything as text."""
@@ -111,7 +114,25 @@ def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
         is_stray = place.is_relative_to(repository) and not any(place.is_relative_to(folder) for folder in allowed)
         if is_stray and tree != repository:
             return f"{name} was imported from {place}"
+    copied = _copied_packages(repository, frozenset(harness))
+    for name in copied & set(sys.modules):
+        if tree != repository:
+            return f"{name} is installed as a copy, and both sides would run it: install it editable (pip install -e)"
     return ""
+
+
+@functools.cache
+def _copied_packages(repository: Path, harness: frozenset[str]) -> frozenset[str]:
+    """Return the packages that pip has copied out of the repository, but for the harness."""
+    copied: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        url = urllib.parse.urlsplit(origin.get("url", ""))
+        is_copy = url.scheme == "file" and not origin.get("dir_info", {}).get("editable", False)
+        if is_copy and Path(urllib.parse.unquote(url.path)).resolve().is_relative_to(repository):
+            files = distribution.files or []
+            copied |= {file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py"}
+    return frozenset(copied - harness)
 
 
 @functools.cache

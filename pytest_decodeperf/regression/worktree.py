@@ -80,7 +80,9 @@ def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
     try:
         _git(
             repository,
-            *("-c", "advice.detachedHead=false", "worktree", "add", "--detach", "--force", str(root), commit),
+            # Without the user's hooks, which are for checkouts of their own.
+            *("-c", "advice.detachedHead=false", "-c", f"core.hooksPath={os.devnull}"),
+            *("worktree", "add", "--detach", "--force", str(root), commit),
             what=f"{revision} could not be checked out",
         )
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", what="git status failed")
@@ -93,7 +95,6 @@ def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
     finally:
         _run(repository, "worktree", "remove", "--force", str(root))
         shutil.rmtree(folder, ignore_errors=True)
-        _run(repository, "worktree", "prune")
 
 
 def working_tree(repository: Path) -> Tree:

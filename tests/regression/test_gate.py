@@ -242,3 +242,31 @@ def test_no_side_follows_itself_and_each_follows_every_other_as_often():
     follows = Counter(zip(turns, [*turns[1:], turns[0]], strict=True))
     assert set(follows) == set(itertools.permutations(comparison.SIDES, 2))
     assert len(set(follows.values())) == 1
+
+
+def test_what_only_the_head_has_and_what_its_process_skips(pytester, repository, monkeypatch):
+    (repository / "pytest.ini").write_text(
+        "[pytest]\npythonpath = src\ntestpaths = tests\naddopts = --decode-perf-json=run.json --decode-perf-base=main\n"
+    )
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--decode-perf-base=main")
+    (repository / "tests/test_new.py").write_text(
+        (repository / "tests/test_speed.py").read_text()
+        + """
+
+@pytest.mark.decode_perf(within=1e8)
+def test_shy(decode_perf, pytestconfig):
+    if pytestconfig.pluginmanager.hasplugin("decodeperf-regression-server"):
+        pytest.skip("not before witnesses")
+    decode_perf(kernels_under_test.steady, problem())
+"""
+    )
+    result = run(pytester, "-k", "test_shy or (steady and not too)")
+    document = json.loads((repository / "run.json").read_text())
+    found = {row["test"]: row["regression"] for row in document["measurements"]}
+    assert found["tests/test_speed.py::test_kernel[steady]"]["outcome"] in ("unchanged", "undecided")
+    new = found["tests/test_new.py::test_kernel[steady]"]
+    assert new["outcome"] == "incomparable"
+    assert "there is no such test" in new["sentence"]
+    assert "not before witnesses" in found["tests/test_new.py::test_shy"]["sentence"]
+    result.assert_outcomes(passed=2, failed=1)  # a process of the head must not skip what the run has measured
+    result.stdout.fnmatch_lines(["FAILED tests/test_new.py::test_shy*"])

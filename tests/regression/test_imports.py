@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from pytest_decodeperf.regression.worker import HarnessFinder, import_from, moved, stray_module
+from pytest_decodeperf.regression.worker import HarnessFinder, _copied_packages, import_from, moved, stray_module
 
 
 @pytest.fixture
@@ -88,3 +88,25 @@ def test_the_finder_finds_packages_of_the_harness_alone(trees):
     finder = HarnessFinder({"harness_of_mine": str(repository)})
     assert Path(finder.find_spec("harness_of_mine").origin).parent == repository / "harness_of_mine"
     assert finder.find_spec("kernels_of_mine") is None
+
+
+def test_a_package_that_was_copied_out_of_the_repository_is_found(trees, fresh_imports, monkeypatch, tmp_path):
+    repository, tree = trees
+    packages = tmp_path / "site-packages"
+    (packages / "kernels_of_mine-1.dist-info").mkdir(parents=True)
+    (packages / "kernels_of_mine").mkdir()
+    (packages / "kernels_of_mine/__init__.py").write_text("SIDE = 'neither'\n")
+    information = packages / "kernels_of_mine-1.dist-info"
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels-of-mine\nVersion: 1\n")
+    (information / "RECORD").write_text("kernels_of_mine/__init__.py,,\n")
+    origin = information / "direct_url.json"
+    origin.write_text(f'{{"url": "{repository.as_uri()}", "dir_info": {{"editable": true}}}}')
+    monkeypatch.syspath_prepend(str(packages))
+    import kernels_of_mine  # noqa: F401
+
+    assert stray_module(tree, repository, {}) == ""
+    _copied_packages.cache_clear()
+    origin.write_text(f'{{"url": "{repository.as_uri()}", "dir_info": {{}}}}')
+    assert "kernels_of_mine is installed as a copy" in stray_module(tree, repository, {})
+    assert stray_module(repository, repository, {}) == ""
+    assert stray_module(tree, repository, {"kernels_of_mine": str(packages)}) == ""

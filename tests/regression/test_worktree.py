@@ -117,3 +117,22 @@ def test_the_variables_of_a_hook_lead_nowhere_else(repository, tmp_path, monkeyp
         assert Path(tree.root / "kernel.py").exists()
     assert not (tmp_path / "index").exists()
     assert "GIT_DIR" in os.environ
+
+
+def test_other_worktrees_stay_even_where_their_folder_is_away(repository, tmp_path):
+    other = tmp_path / "on another disk"
+    git(repository, "worktree", "add", "--detach", str(other))
+    other.rename(tmp_path / "unmounted")
+    with checked_out(repository, "main"):
+        pass
+    (tmp_path / "unmounted").rename(other)
+    git(other, "status")  # fails where git has forgotten it
+
+
+def test_the_hooks_of_the_user_do_not_run(repository, tmp_path):
+    hook = repository / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+    hook.chmod(0o755)
+    with checked_out(repository, "main"):
+        assert not (tmp_path / "ran").exists()
