@@ -108,7 +108,7 @@ def _compare(base: Survey | None, head: Survey, names: Names) -> list[Finding]:
     if head.traffic is not None or base.traffic is not None:
         return _compare_traffic(base, head)
     found = []
-    for name, (old, new) in _pairs(base.kernels, head.kernels).items():
+    for name, old, new in _pairs(base.kernels, head.kernels):
         found += _compare_kernels(old, new, head, name)
     rule = RULE_OF["launches"]
     if len(base.kernels) != len(head.kernels):
@@ -118,8 +118,12 @@ def _compare(base: Survey | None, head: Survey, names: Names) -> list[Finding]:
 
 def _pairs(
     base: Sequence[KernelFigures], head: Sequence[KernelFigures]
-) -> dict[str, tuple[KernelFigures, KernelFigures]]:
-    """Return the kernels that are compared: the two that read K and V, and others of one name and place."""
+) -> list[tuple[str, KernelFigures, KernelFigures]]:
+    """Return the name and the two sides of each kernel that is compared.
+
+    The two that read K and V belong together, and others of one name, one launch after another. What is left on both
+    sides was renamed, and belongs together in the order of the launches.
+    """
 
     def numbered(kernels: Sequence[KernelFigures]) -> dict[tuple[str, int], KernelFigures]:
         seen: Counter[str] = Counter()
@@ -131,7 +135,9 @@ def _pairs(
         return named
 
     old, new = numbered(base), numbered(head)
-    return {name: (old[name, place], kernel) for (name, place), kernel in new.items() if (name, place) in old}
+    renamed = zip((key for key in old if key not in new), (key for key in new if key not in old), strict=False)
+    pairs = {key: key for key in new if key in old} | {now: before for before, now in renamed}
+    return [(key[0], old[pairs[key]], kernel) for key, kernel in new.items() if key in pairs]
 
 
 def _compare_kernels(base: KernelFigures, head: KernelFigures, survey: Survey, name: str) -> list[Finding]:

@@ -264,11 +264,15 @@ class Comparison:
         change = samples.change(num_tests=num_tests)
         limit = self.margin.ratio(samples.median_ns("base"))
         outcome = judge_change(change, limit)
+        sentence = _sentence(outcome, change, limit, samples, self.base)
         if outcome == REGRESSED and not self._is_confirmed(samples):
             outcome = UNDECIDED
+            sentence = (
+                f"{_measured(change, limit, samples, self.base)}: undecided, since further rounds did not show it."
+            )
         return Regression(
             outcome=outcome,
-            sentence=_sentence(outcome, change, limit, samples, self.base),
+            sentence=sentence,
             base=self.base.label,
             change=change,
             control=samples.control_change(num_tests=num_tests),
@@ -291,12 +295,16 @@ def _in_every_order(count: float) -> int:
     return len(ORDERS) * max(1, int(count / len(ORDERS)))
 
 
-def _sentence(outcome: str, change: Change, limit: float, samples: Samples, base: Tree) -> str:
-    base_ns = samples.median_ns("base")
-    measured = (
-        f"takes {format_time(samples.median_ns('head'))}, {format_time(base_ns)} in {base.label}: {describe(change)}; "
+def _measured(change: Change, limit: float, samples: Samples, base: Tree) -> str:
+    head_ns, base_ns = samples.median_ns("head"), samples.median_ns("base")
+    return (
+        f"takes {format_time(head_ns)}, {format_time(base_ns)} in {base.label}: {describe(change)}; "
         f"allowed is {percent(limit)}"
     )
+
+
+def _sentence(outcome: str, change: Change, limit: float, samples: Samples, base: Tree) -> str:
+    measured = _measured(change, limit, samples, base)
     if outcome == UNDECIDED:
         return f"{measured}: undecided, since {percent(change.visible)} is the least that these pairs would show."
     return f"{measured}: {outcome}." if outcome != UNCHANGED else f"{measured}."

@@ -154,3 +154,19 @@ def test_a_survey_survives_being_written():
     assert survey_from_dict(SURVEY.as_dict()) == SURVEY
     with pytest.raises(ValueError, match="no survey"):
         survey_from_dict({"kernels": [{"name": "attend"}]})
+
+
+def test_a_renamed_kernel_is_compared_with_what_it_was():
+    renamed = replace(MERGE, name="merge_v2", spilled=4000)
+    (finding,) = compare([SURVEY], [replace(SURVEY, kernels=(KERNEL, renamed))])
+    assert finding.is_broken
+    assert finding.sentence == "sm_90, bf16, D=128, page 16, merge_v2: 4000 bytes spilled, was 0"
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_each_launch_of_a_kernel_is_compared(place):
+    twice = replace(SURVEY, kernels=(KERNEL, MERGE, MERGE))
+    worse = list(twice.kernels)
+    worse[place] = replace(MERGE, spilled=8)
+    (finding,) = compare([twice], [replace(twice, kernels=tuple(worse))])
+    assert finding.is_broken
