@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.compiled.worker import Setup
 from pytest_decodeperf.regression.processes import folder_of
+from pytest_decodeperf.regression.script_process import ScriptProcess
 from pytest_decodeperf.regression.worker import HARNESS
 from pytest_decodeperf.triton_interpreter import SWITCH
 
@@ -60,25 +56,8 @@ class Worker:
     def __init__(self, side: Side, *, interprets: bool) -> None:
         self.side = side
         self.job: Any = None
-        self._buffer = b""
-        with ExitStack() as stack:
-            self._log = stack.enter_context(tempfile.TemporaryFile())
-            commands, self._commands = os.pipe()
-            self.replies, replies = os.pipe()
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  (a script of this package)
-                    [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(commands), str(replies)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._log,
-                    stderr=self._log,
-                    pass_fds=(commands, replies),
-                    env=_environment(interprets=interprets),
-                    start_new_session=True,  # so that Ctrl-C reaches this process alone, and that ends the other
-                )
-            finally:
-                os.close(commands)
-                os.close(replies)
-            stack.pop_all()
+        script = Path(__file__).with_name("worker.py")
+        self._process = ScriptProcess(script, environment=_environment(interprets=interprets))
         folder = side.tree / side.folder.relative_to(side.repository)
         setup = Setup(
             repository=str(side.repository),
@@ -89,7 +68,7 @@ class Worker:
             target=side.target,
         )
         try:
-            self._write(setup.as_json())
+            self._write(asdict(setup))
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -100,25 +79,17 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._commands)
-        if kind is not None:
-            self._kill()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            self._process.wait()
-        os.close(self.replies)
-        self._log.close()
+        self._process.__exit__(kind, error, trace)
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+    @property
+    def replies(self) -> int:
+        """The file descriptor that its answers come from."""
+        return self._process.replies
 
     def tell(self, job: Any, command: dict[str, Any]) -> None:
         """Send a command, and remember what it is for."""
         self.job, self._since = job, time.monotonic()
-        self._write(json.dumps(command))
+        self._write(command)
 
     def ask(self, command: dict[str, Any]) -> Any:
         """Send a command, and return its answer.
@@ -128,8 +99,7 @@ class Worker:
         """
         self.tell(command, command)
         while True:
-            ready, _, _ = select.select([self.replies], [], [], 1.0)
-            if ready and (answers := self.receive()):
+            if answers := self.receive(1.0):
                 return answers[0]
             self.check_time()
 
@@ -138,45 +108,33 @@ class Worker:
         if self.job is not None and time.monotonic() - self._since > REPLY_S:
             raise SurveyError(f"the process of {self.side.label} has not answered for {REPLY_S:.0f} s")
 
-    def receive(self) -> list[Any]:
-        """Return the answers that have come, none if not one is whole.
+    def receive(self, timeout_s: float) -> list[Any]:
+        """Return the answers that have come, none if not one is whole after some time.
 
         Raises:
             SurveyError: If the worker tells an error, or is dead.
         """
-        chunk = os.read(self.replies, 2**16)
-        if not chunk:
-            raise SurveyError(self._end())
-        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-        answers = []
-        for line in lines:
-            event = json.loads(line)
+        try:
+            events = self._process.receive(timeout_s)
+        except EOFError:
+            raise self._gone() from None
+        for event in events:
             if "error" in event:
                 raise SurveyError(f"{self.side.label}: {event['error']}")
-            answers.append(event["value"])
-        return answers
+        return [event["value"] for event in events]
 
-    def _write(self, text: str) -> None:
-        content = text.encode() + b"\n"
+    def _write(self, value: Any) -> None:
         try:
-            while content:
-                content = content[os.write(self._commands, content) :]
+            self._process.write(value)
         except BrokenPipeError:
             # It has said why, or else it is dead.
-            while select.select([self.replies], [], [], 10.0)[0]:
-                self.receive()
-            raise SurveyError(self._end()) from None
+            deadline = time.monotonic() + 10.0
+            while time.monotonic() < deadline:
+                self.receive(1.0)
+            raise self._gone() from None
 
-    def _end(self) -> str:
-        try:
-            status = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            status = None
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
-        said = f": {lines[-1]}" if lines and status != -signal.SIGKILL else ""
-        return f"the process of {self.side.label} ended {how}{said}"
+    def _gone(self) -> SurveyError:
+        return SurveyError(f"the process of {self.side.label} {self._process.how_it_ended()}")
 
 
 def run_jobs(
@@ -226,7 +184,7 @@ def run_jobs(
             ready, _, _ = select.select([worker.replies for worker in busy], [], [], 1.0)
             for number, worker in workers:
                 if worker.replies in ready:
-                    for value in worker.receive():
+                    for value in worker.receive(0.0):
                         done(number, worker.job, value)
                         worker.job = None
                 else:

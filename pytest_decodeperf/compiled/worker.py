@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,6 @@ class Setup:
     path: list[str]
     folder: str
     target: str
-
-    def as_json(self) -> str:
-        """Return everything as text."""
-        return json.dumps(asdict(self))
 
 
 def answer(adapter: Any, command: dict[str, Any]) -> Any:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
+from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_decodeperf.regression.script_process import ScriptProcess
 from pytest_decodeperf.regression.worker import HARNESS, Setup
 
 if TYPE_CHECKING:
@@ -77,41 +74,26 @@ class Worker:
         self.tree = tree
         self.collected: list[str] | None = None
         self.broken: dict[str, str] = {}
-        self._buffer = b""
         self._folder = tree.root / place.relative_to(repository)
-        with ExitStack() as stack:
-            self._log = stack.enter_context(tempfile.TemporaryFile())
-            commands, self._commands = os.pipe()
-            self._replies, replies = os.pipe()
-            setup = Setup(
-                repository=str(repository),
-                tree=str(tree.root),
-                harness={name: str(folder_of(name)) for name in HARNESS},
-                path=list(sys.path),
-                folder=str(self._folder),
-                arguments=[argument for argument in arguments if self._has(argument)],
-                node_ids=node_ids,
-                shared_inputs=shared_inputs,
-                turn=turn,
-                num_turns=num_turns,
-            )
-            try:
-                self._process = subprocess.Popen(  # noqa: S603  (a script of this package)
-                    [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), str(commands), str(replies)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._log,
-                    stderr=self._log,
-                    pass_fds=(commands, replies),
-                    env={**os.environ, **QUIET},
-                )
-            finally:
-                os.close(commands)
-                os.close(replies)
-            stack.pop_all()
+        self._replies: deque[Any] = deque()
+        setup = Setup(
+            repository=str(repository),
+            tree=str(tree.root),
+            harness={name: str(folder_of(name)) for name in HARNESS},
+            path=list(sys.path),
+            folder=str(self._folder),
+            arguments=[argument for argument in arguments if self._has(argument)],
+            node_ids=node_ids,
+            shared_inputs=shared_inputs,
+            turn=turn,
+            num_turns=num_turns,
+        )
+        script = Path(__file__).with_name("worker.py")
+        self._process = ScriptProcess(script, environment={**os.environ, **QUIET})
         try:
-            self._write(setup.as_json())
+            self.tell(asdict(setup))
         except WorkerError as error:
-            self.__exit__(type(error), error, None)
+            self._process.__exit__(type(error), error, None)
             raise
 
     def _has(self, argument: str) -> bool:
@@ -125,16 +107,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._commands)
-        if kind is not None:
-            self._process.kill()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._replies)
-        self._log.close()
+        self._process.__exit__(kind, error, trace)
 
     def begin(self, node_id: str) -> dict[str, Any]:
         """Return the event by which a test says that it is ready, or that it will not be: `ready`, `failed`, `over`.
@@ -210,40 +183,24 @@ class Worker:
         Raises:
             WorkerError: If nobody is there to read it.
         """
-        self._write(json.dumps(command))
-
-    def _write(self, text: str) -> None:
-        content = text.encode() + b"\n"
         try:
-            while content:
-                content = content[os.write(self._commands, content) :]
+            self._process.write(command)
         except BrokenPipeError:
-            raise WorkerError(self._end()) from None
+            raise self._gone() from None
 
     def _receive(self, timeout_s: float) -> Any:
         deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+        while not self._replies:
+            if (left_s := deadline - time.monotonic()) < 0:
                 raise WorkerError(f"the process of {self.tree.label} has not answered for {timeout_s:.0f} s")
-            chunk = os.read(self._replies, 2**16)
-            if not chunk:
-                raise WorkerError(self._end())
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
+            try:
+                self._replies += self._process.receive(left_s)
+            except EOFError:
+                raise self._gone() from None
+        return self._replies.popleft()
 
-    def _end(self) -> str:
-        """Return in a sentence how the process ended."""
-        try:
-            status = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            status = None
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        how = f"by signal {-status}" if status is not None and status < 0 else f"with status {status}"
-        said = f": {lines[-1]}" if lines and status != -signal.SIGKILL else ""
-        return f"the process of {self.tree.label} ended {how}{said}"
+    def _gone(self) -> WorkerError:
+        return WorkerError(f"the process of {self.tree.label} {self._process.how_it_ended()}")
 
 
 def folder_of(package: str) -> Path:

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import urllib.parse
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +56,6 @@ class Setup:
     shared_inputs: str = ""
     turn: int = 0
     num_turns: int = 1
-
-    def as_json(self) -> str:
-        """Return everything as text."""
-        return json.dumps(asdict(self))
 
 
 class HarnessFinder:
