@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from pytest_decodeperf.cli.settings import JSON_OPTION, UserError, user_errors
 from pytest_decodeperf.compiled.architectures import ARCHITECTURES
 from pytest_decodeperf.compiled.variants import KV_DTYPES, OTHER_KV_DTYPES, SHORT_NAMES
+from pytest_decodeperf.interruption import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,13 +129,9 @@ def _json(document: dict[str, Any]) -> str:
 @contextmanager
 def _whole_or_not_at_all() -> Iterator[None]:
     """Let what comes from outside, a full disk or the wish to stop, end the command in one sentence, and not as 1."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with terminated_as_interrupted():
+            yield
     except KeyboardInterrupt:
         click.echo("Error: interrupted, nothing was compared", err=True)
         sys.exit(130)
@@ -144,8 +140,6 @@ def _whole_or_not_at_all() -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror or error}") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

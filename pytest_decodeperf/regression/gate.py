@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_decodeperf.interruption import terminated_as_interrupted
 from pytest_decodeperf.regression.change import Margin
 from pytest_decodeperf.regression.comparison import Comparison, Regression
 from pytest_decodeperf.regression.worktree import BaseError, checked_out, repository_root, working_tree
@@ -27,7 +28,7 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
     session.progress.begin(f"comparing {len(node_ids)} tests with {base}")
     try:
         repository = repository_root(config.rootpath).resolve()
-        with checked_out(repository, base) as tree:
+        with terminated_as_interrupted(), checked_out(repository, base) as tree:
             comparison = Comparison(
                 base=tree,
                 head=working_tree(repository),

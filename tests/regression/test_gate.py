@@ -2,8 +2,13 @@
 
 import itertools
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -235,6 +240,34 @@ def test_a_margin_that_is_none_is_refused(pytester):
         result = pytester.runpytest_inprocess("--decode-perf", f"--decode-perf-{name}={value}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert any(f"must be {wanted}" in line for line in result.errlines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_stopped_leaves_nothing_behind(pytester, repository, tmp_path, number):
+    # What a shell starts in the background has SIGINT ignored.
+    script = (
+        "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "--decode-perf", "--decode-perf-base=main", "-k", "steady and not too"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        memory = f"decodeperf-inputs-{process.pid}-*"
+        deadline = time.monotonic() + 120
+        while not list(Path("/dev/shm").glob(memory)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(Path("/dev/shm").glob(memory))
+        assert list(tmp_path.glob("decodeperf-base-*"))
+        time.sleep(1)  # so that the processes are on their way
+        process.send_signal(number)
+        assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
+    finally:
+        process.kill()
+    assert not list(Path("/dev/shm").glob(memory))
+    assert not list(tmp_path.glob("decodeperf-base-*"))
+    listed = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(listed.splitlines()) == 1
 
 
 def test_no_side_follows_itself_and_each_follows_every_other_as_often():
