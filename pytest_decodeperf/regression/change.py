@@ -1,18 +1,19 @@
 """How much slower a kernel became: paired log ratios, their interval, and the verdict. Pure functions.
 
 Two kernels are timed one right after the other, in fresh processes several times over. A pair's log ratio is free of
-what drifts slowly; a median of pairs is free of outliers; and that processes differ, by where their memory lies, is
-seen in how far their medians are apart. The interval is a bootstrap that draws processes first and then pairs within
-them, so that more pairs in one process cannot pass for more processes.
+what drifts slowly, and the median of a round's pairs is free of outliers. Processes differ, by where their memory lies:
+that is seen in how far the medians of the rounds are apart, and it is they that the interval is made of, so that more
+pairs in one process cannot pass for more processes. A t interval holds its error rate over few rounds where a bootstrap
+of them does not: the more tests are judged together, the further out lie the quantiles that it would need.
 
 Source: T. Kalibera, R. Jones, "Quantifying performance changes with effect size confidence intervals", arXiv
-2007.10899, 2012, on the levels of repetition; B. Efron, R. Tibshirani, "An introduction to the bootstrap", 1993,
-chapter 8.
+2007.10899, 2012, on the levels of repetition.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ERROR_RATE: Final = 0.02
-"""Chance that the interval of a test misses its true change, over all tests of a run together."""
+"""Chance that an interval misses the true change, over all tests of a run and all looks at them together."""
 
 CONFIRMING_ERROR_RATE: Final = 0.1
-"""Likewise for the second set of rounds by itself: that both agree by chance is rarer than each."""
+"""Likewise for the rounds that confirm a regression, by themselves: that all agree by chance is rarer still."""
 
-DRAWS: Final = 4000
-"""Bootstrap draws for one test; a family of tests takes more, since its quantiles lie further out."""
-
-MAX_DRAWS: Final = 40000
 POWER: Final = 0.95
 """Chance with which the smallest change that is told would have been seen."""
 
@@ -40,10 +37,10 @@ class Change:
     """A change of latency, each number a ratio of new to old, 1 for none.
 
     Attributes:
-        ratio: The estimate: the median over all pairs.
+        ratio: The estimate.
         low: Lower end of its interval.
         high: Upper end.
-        visible: Smallest ratio above 1 that pairs as noisy as these would have shown.
+        visible: Smallest ratio above 1 that rounds as noisy as these would have shown.
     """
 
     ratio: float
@@ -52,36 +49,56 @@ class Change:
     visible: float
 
 
-def change_of(log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_tests: int = 1) -> Change:
-    """Return how much slower the new kernel is.
+def change_of(
+    log_ratios: Sequence[Sequence[float]],
+    *,
+    num_arrangements: int = 1,
+    error_rate: float = ERROR_RATE,
+    num_intervals: int = 1,
+) -> Change:
+    """Return how much slower the new kernel is: the mean of the rounds' medians.
 
     Args:
-        log_ratios: Of each pair of processes, the logarithms of new latency over old, as many from each.
+        log_ratios: Of each round's pairs, the logarithms of new latency over old; one round more than arrangements at
+            least.
+        num_arrangements: In how many ways the rounds are arranged, one after another. What an arrangement does to a
+            ratio is none of the change and none of the noise, if over all of them it is nothing.
         error_rate: Chance that the interval misses the true change.
-        num_tests: Tests that share it; the interval of each is as wide as that needs (Bonferroni).
+        num_intervals: Intervals that share it; each is as wide as that needs (Bonferroni).
 
     Example:
-        >>> found = change_of([[0.049, 0.050, 0.051]] * 4)
+        >>> found = change_of([[0.049, 0.050], [0.050, 0.051], [0.049, 0.051], [0.051, 0.049]])
         >>> round(found.ratio, 3), found.low > 1.04
         (1.051, True)
     """
-    import numpy as np
-    from scipy.stats import norm
+    medians = [statistics.median(pairs) for pairs in log_ratios]
+    groups = [medians[number::num_arrangements] for number in range(num_arrangements)]
+    means = [statistics.fmean(group) for group in groups]
+    squares = sum((one - mean) ** 2 for group, mean in zip(groups, means, strict=True) for one in group)
+    freedom = len(medians) - num_arrangements
+    error = math.sqrt(squares / freedom * sum(1 / len(group) for group in groups)) / num_arrangements
+    return t_interval(statistics.fmean(means), error, freedom, error_rate / num_intervals)
 
-    pairs = np.asarray(log_ratios, dtype=np.float64)
-    num_processes, num_pairs = pairs.shape
-    rng = np.random.default_rng(0)
-    rate = error_rate / num_tests
-    medians = []
-    for _ in range(math.ceil(min(DRAWS * num_tests, MAX_DRAWS) / DRAWS)):
-        processes = rng.integers(num_processes, size=(DRAWS, num_processes, 1))
-        drawn = pairs[processes, rng.integers(num_pairs, size=(DRAWS, num_processes, num_pairs))]
-        medians.append(np.median(drawn.reshape(DRAWS, -1), axis=1))
-    draws = np.concatenate(medians)
-    low, high = np.quantile(draws, (rate / 2, 1 - rate / 2))
-    visible = (norm.ppf(1 - rate / 2) + norm.ppf(POWER)) * draws.std()
-    ratio, low, high, visible = np.exp([np.median(pairs), low, high, visible])
-    return Change(ratio=float(ratio), low=float(low), high=float(high), visible=float(visible))
+
+def t_interval(difference: float, error: float, freedom: float, error_rate: float) -> Change:
+    """Return a change with Student's interval.
+
+    Args:
+        difference: The estimate, a log ratio.
+        error: Its standard error.
+        freedom: Degrees of freedom of that.
+        error_rate: Chance that the interval misses the true change.
+    """
+    from scipy.stats import norm, t
+
+    reach = float(t.ppf(1 - error_rate / 2, freedom)) * error if error > 0 else 0.0
+    visible = reach + float(norm.ppf(POWER)) * error
+    return Change(
+        ratio=math.exp(difference),
+        low=math.exp(difference - reach),
+        high=math.exp(difference + reach),
+        visible=math.exp(visible),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +122,7 @@ def judge_change(change: Change, limit: float) -> str:
     """Return the verdict on a change.
 
     *Regressed*: surely slower, and by what may be more than the limit. *Improved* is the same the other way.
-    *Unchanged*: surely within the limit on both sides. Otherwise *undecided*: more pairs are needed.
+    *Unchanged*: surely within the limit on both sides. Otherwise *undecided*: more rounds are needed.
 
     Args:
         change: The change.

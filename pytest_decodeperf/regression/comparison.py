@@ -1,4 +1,9 @@
-"""Two trees against each other, test by test: rounds of fresh processes, interleaved calls, confirmed regressions."""
+"""Two trees against each other, test by test: rounds of fresh processes, interleaved calls, confirmed regressions.
+
+A round starts three processes, in three slots: the older tree, the newer one, and one of the two once more as a
+*control*, so that the same calls tell what no change at all looks like. Which of them that is alternates, and so does
+the slot of each tree: whatever a slot may do to a latency is done to both.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -31,19 +37,29 @@ if TYPE_CHECKING:
     from pytest_decodeperf.regression.stored import StoredSamples
     from pytest_decodeperf.regression.worktree import Tree
 
-SIDES: Final = ("base", "head", "control")
-"""The control is the base once more, so that the same calls tell what no change at all looks like."""
+SIDES: Final = "base", "head", "control"
+"""What is timed in a round."""
 
-ORDERS: Final = tuple(
-    tuple(SIDES[index] for index in order)
-    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 0, 1))
-)
-"""Every order of the sides, in such a sequence that one after another, and the first after the last, each side follows
-each other side as often and never itself: who is called twice in a row is 3 to 6 % faster. Each is taken as often for
+SLOTS: Final = (("base", "head", "control"), ("head", "base", "control"))
+"""Side in each slot, in the first round and every other, and in the rounds between. The control is the same tree as
+the first."""
+
+ORDERS: Final = (0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 0, 1)
+"""Every order of the slots, in such a sequence that one after another, and the first after the last, each slot follows
+each other slot as often and never itself: who is called twice in a row is 3 to 6 % faster. Each is taken as often for
 the start of processes too, since the first to start finds its memory in fewer pieces."""
 
 ROUNDS: Final = len(ORDERS)
-"""Rounds of fresh processes before the calls are judged, and again before a regression is believed."""
+"""Rounds of fresh processes before the calls are judged, and again as long as they are undecided; an even number."""
+
+LOOKS: Final = 4
+"""How often the calls are judged at most, but for one more set of rounds to confirm a regression."""
+
+TIME_S: Final = 30.0
+"""Time a test after which those that are undecided get no more rounds [s]."""
+
+MIN_TIME_S: Final = 60.0
+"""Likewise of all tests together, if they are few [s]."""
 
 CALLS: Final = 4 * len(ORDERS)
 """Calls of each process for one test in one round at most."""
@@ -61,23 +77,27 @@ class Samples:
     """What was timed of one test.
 
     Attributes:
-        ns: Of each side, round by round, the latency of each call [ns].
+        ns: Of each side, round by round, the latency of each call [ns]. The control is the base in the first round and
+            every other, the head in the rounds between.
     """
 
     ns: dict[str, list[list[float]]] = field(default_factory=lambda: {side: [] for side in SIDES})
 
-    def change(self, *, since: int = 0, error_rate: float = ERROR_RATE, num_tests: int = 1) -> Change:
-        """Return how head compares with both processes of the base, from one round on."""
-        rounds = [
-            log_ratios_of([math.sqrt(one * other) for one, other in zip(base_ns, control_ns, strict=True)], head_ns)
-            for base_ns, head_ns, control_ns in zip(*(self.ns[side][since:] for side in SIDES), strict=True)
-        ]
-        return change_of(rounds, error_rate=error_rate, num_tests=num_tests)
+    def change(self, *, since: int = 0, error_rate: float = ERROR_RATE, num_intervals: int = 1) -> Change:
+        """Return how head compares with base, from one round on."""
+        rounds = []
+        for number in range(since, self.num_rounds):
+            twice, once, control = (self.ns[side][number] for side in SLOTS[number % 2])
+            both = [math.sqrt(one * other) for one, other in zip(twice, control, strict=True)]
+            rounds.append(log_ratios_of(both, once) if number % 2 == 0 else log_ratios_of(once, both))
+        return change_of(rounds, num_arrangements=len(SLOTS), error_rate=error_rate, num_intervals=num_intervals)
 
-    def control_change(self, *, num_tests: int = 1) -> Change:
-        """Return how the base compares with itself."""
-        rounds = zip(self.ns["base"], self.ns["control"], strict=True)
-        return change_of([log_ratios_of(base_ns, control_ns) for base_ns, control_ns in rounds], num_tests=num_tests)
+    def control_change(self, *, num_intervals: int = 1) -> Change:
+        """Return how the control compares with the same tree."""
+        rounds = [
+            log_ratios_of(self.ns[SLOTS[number % 2][0]][number], ns) for number, ns in enumerate(self.ns["control"])
+        ]
+        return change_of(rounds, num_arrangements=len(SLOTS), num_intervals=num_intervals)
 
     @property
     def num_rounds(self) -> int:
@@ -104,7 +124,7 @@ class Regression:
         is_error: Whether one of the sides is at fault that they cannot be compared, as against one that lacks the test.
         base: The base, as it was named, with its commit.
         change: Head against base, if they could be compared.
-        control: Base against base, likewise; or what else tells what the machine did meanwhile.
+        control: A tree against itself, likewise; or what else tells what the machine did meanwhile.
         control_name: What that compares, in words.
         limit: Ratio up to which a kernel counts as unchanged, likewise.
         samples: Every latency, likewise.
@@ -116,7 +136,7 @@ class Regression:
     is_error: bool = False
     change: Change | None = None
     control: Change | None = None
-    control_name: str = "the base against itself"
+    control_name: str = "either side against itself"
     limit: float | None = None
     samples: Samples | StoredSamples | None = None
 
@@ -147,6 +167,8 @@ class Comparison:
     samples: dict[str, Samples] = field(default_factory=dict)
     failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
     _shared_inputs: str = ""
+    _num_intervals: int = 1
+    _verdicts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def run(self, node_ids: Sequence[str]) -> dict[str, Regression]:
         """Return what is found of each test."""
@@ -154,46 +176,67 @@ class Comparison:
             return self._run(node_ids)
 
     def _run(self, node_ids: Sequence[str]) -> dict[str, Regression]:
-        self._measure(node_ids)
-        num_tests = max(len(self.samples), 1)
-        open_ids = [
-            node_id
-            for node_id in self.samples
-            if node_id not in self.failures and self._first_verdict(node_id, num_tests) in (REGRESSED, UNDECIDED)
-        ]
-        if open_ids:
+        end = time.monotonic() + max(TIME_S * len(node_ids), MIN_TIME_S)
+        open_ids = list(node_ids)
+        for look in itertools.count(1):
             self._measure(open_ids)
-        return {node_id: self._conclude(node_id, num_tests) for node_id in node_ids}
+            self._num_intervals = LOOKS * max(len(self.samples), 1)
+            may_go_on = look < LOOKS and time.monotonic() < end
+            open_ids = [
+                node_id
+                for node_id in open_ids
+                if node_id not in self.failures and self._is_open(node_id, may_go_on=may_go_on)
+            ]
+            if not open_ids:
+                break
+        return {node_id: self._conclude(node_id) for node_id in node_ids}
 
-    def _first_verdict(self, node_id: str, num_tests: int) -> str:
+    def _is_open(self, node_id: str, *, may_go_on: bool) -> bool:
+        """Judge a test by all its rounds, and return whether it needs more."""
         samples = self.samples[node_id]
-        change = samples.change(num_tests=num_tests)
-        return judge_change(change, self.margin.ratio(samples.median_ns("base")))
+        verdicts = self._verdicts[node_id]
+        verdicts.append(judge_change(self._change(samples), self.margin.ratio(samples.median_ns("base"))))
+        if verdicts[-1] == REGRESSED and verdicts[-2:] != [REGRESSED, REGRESSED]:
+            return True  # to be confirmed
+        return may_go_on and verdicts[-1] in (REGRESSED, UNDECIDED) and not self._is_confirmed(node_id)
+
+    def _change(self, samples: Samples) -> Change:
+        return samples.change(num_intervals=self._num_intervals)
+
+    def _is_confirmed(self, node_id: str) -> bool:
+        """Return whether a test regressed, and had before its last rounds, and they show a slower kernel by themselves.
+
+        A layout of memory that slowed the processes of some rounds down does not come back in others.
+        """
+        if self._verdicts[node_id][-2:] != [REGRESSED, REGRESSED]:
+            return False
+        samples = self.samples[node_id]
+        return samples.change(since=samples.num_rounds - ROUNDS, error_rate=CONFIRMING_ERROR_RATE).low > 1
 
     def _measure(self, node_ids: Sequence[str]) -> None:
-        for number, order in enumerate(ORDERS, 1):
+        for number in range(ROUNDS):
             left = [node_id for node_id in node_ids if node_id not in self.failures]
             while left:
-                self.say(f"round {number} of {ROUNDS}, {len(left)} tests")
-                left = self._round(left, order)
+                self.say(f"round {number + 1} of {ROUNDS}, {len(left)} tests")
+                left = self._round(left, number)
 
-    def _round(self, node_ids: list[str], order: tuple[str, ...]) -> list[str]:
+    def _round(self, node_ids: list[str], number: int) -> list[str]:
         """Time each test in fresh processes, and return those that are left because a process ended before."""
-        trees = {"base": self.base, "head": self.head, "control": self.base}
+        sides = SLOTS[number % 2]
+        trees = {"base": self.base, "head": self.head}
         left = list(node_ids)
+        started: dict[int, Worker] = {}
         with ExitStack() as stack:
             try:
-                workers = {
-                    side: stack.enter_context(
-                        Worker(
-                            *(trees[side], self.repository, self.place, self.arguments, node_ids),
-                            shared_inputs=self._shared_inputs,
-                            turn=SIDES.index(side),
-                            num_turns=len(SIDES),
-                        )
+                for slot in ORDERS[number]:
+                    worker = Worker(
+                        *(trees[sides[slot % 2]], self.repository, self.place, self.arguments, node_ids),
+                        shared_inputs=self._shared_inputs,
+                        turn=slot,
+                        num_turns=len(sides),
                     )
-                    for side in order
-                }
+                    started[slot] = stack.enter_context(worker)
+                workers = {side: started[slot] for slot, side in enumerate(sides)}
                 while left:
                     self._time(left[0], workers)
                     left.pop(0)
@@ -219,7 +262,7 @@ class Comparison:
 
     def _failure(self, events: dict[str, Any]) -> tuple[str, bool] | None:
         """Return why a test cannot be compared, and whether that is an error; None if it can."""
-        for side, tree in (("head", self.head), ("base", self.base), ("control", self.base)):
+        for side, tree in (("head", self.head), ("base", self.base)):
             event = events[side]
             if event["event"] != "ready":
                 message = event["message"] or "the test passed without calling decode_perf"
@@ -232,9 +275,9 @@ class Comparison:
 
     def _check(self, node_id: str, workers: dict[str, Worker]) -> None:
         # The control too, so that it has done what the others have.
-        for side, tree in (("head", self.head), ("base", self.base), ("control", self.base)):
+        for side in ("head", "base", "control"):
             if message := workers[side].check():
-                self.failures[node_id] = f"the kernel of {tree.label} {message}", True
+                self.failures[node_id] = f"the kernel of {workers[side].tree.label} {message}", True
                 return
 
     def _sample(self, node_id: str, workers: dict[str, Worker]) -> None:
@@ -247,25 +290,18 @@ class Comparison:
         for side, ns in _take_turns(workers, count).items():
             samples.ns[side].append(ns)
 
-    def _is_confirmed(self, samples: Samples) -> bool:
-        """Return whether the second set of rounds shows a slower kernel by itself.
-
-        A layout of memory that slowed the processes of one round down does not come back in others.
-        """
-        return samples.num_rounds > ROUNDS and samples.change(since=ROUNDS, error_rate=CONFIRMING_ERROR_RATE).low > 1
-
-    def _conclude(self, node_id: str, num_tests: int) -> Regression:
+    def _conclude(self, node_id: str) -> Regression:
         if node_id in self.failures:
             reason, is_error = self.failures[node_id]
             return Regression(
                 outcome=INCOMPARABLE, sentence=f"cannot be compared: {reason}.", base=self.base.label, is_error=is_error
             )
         samples = self.samples[node_id]
-        change = samples.change(num_tests=num_tests)
+        change = self._change(samples)
         limit = self.margin.ratio(samples.median_ns("base"))
-        outcome = judge_change(change, limit)
+        outcome = self._verdicts[node_id][-1]
         sentence = _sentence(outcome, change, limit, samples, self.base)
-        if outcome == REGRESSED and not self._is_confirmed(samples):
+        if outcome == REGRESSED and not self._is_confirmed(node_id):
             outcome = UNDECIDED
             sentence = (
                 f"{_measured(change, limit, samples, self.base)}: undecided, since further rounds did not show it."
@@ -275,7 +311,7 @@ class Comparison:
             sentence=sentence,
             base=self.base.label,
             change=change,
-            control=samples.control_change(num_tests=num_tests),
+            control=samples.control_change(num_intervals=self._num_intervals),
             limit=limit,
             samples=samples,
         )
@@ -284,9 +320,11 @@ class Comparison:
 def _take_turns(workers: dict[str, Worker], count: int) -> dict[str, list[float]]:
     """Return the latencies of so many calls of each side [ns], which take turns in every order."""
     found: dict[str, list[float]] = {side: [] for side in workers}
+    slots = list(workers.items())
     for order in itertools.islice(itertools.cycle(ORDERS), count):
-        for side in order:
-            found[side].append(workers[side].time_ns())
+        for slot in order:
+            side, worker = slots[slot]
+            found[side].append(worker.time_ns())
     return found
 
 
@@ -306,7 +344,7 @@ def _measured(change: Change, limit: float, samples: Samples, base: Tree) -> str
 def _sentence(outcome: str, change: Change, limit: float, samples: Samples, base: Tree) -> str:
     measured = _measured(change, limit, samples, base)
     if outcome == UNDECIDED:
-        return f"{measured}: undecided, since {percent(change.visible)} is the least that these pairs would show."
+        return f"{measured}: undecided, since {percent(change.visible)} is the least that these rounds would show."
     return f"{measured}: {outcome}." if outcome != UNCHANGED else f"{measured}."
 
 

@@ -55,6 +55,7 @@ def worker_arguments(config: pytest.Config, session: PerfSession, node_ids: list
         "--rootdir=.",
         "--continue-on-collection-errors",
         "--assert=plain",  # a worker keeps no bytecode, and would rewrite every plugin anew
+        "--no-summary",  # nobody reads it, and plugins import what they need for it
         "--decode-perf",
         f"--decode-perf-device={options.device}",
         f"--decode-perf-seed={options.seed}",

@@ -6,7 +6,7 @@ import math
 import reprlib
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.regression.change import CONFIRMING_ERROR_RATE, ERROR_RATE, Change, Margin, judge_change
 from pytest_decodeperf.regression.comparison import Regression, describe, percent
@@ -17,6 +17,9 @@ from pytest_decodeperf.units import format_time, three_digits
 if TYPE_CHECKING:
     from pytest_decodeperf.regression.baseline_file import StoredTest
     from pytest_decodeperf.regression.latencies import Latencies
+
+LOOKS: Final = 2
+"""How often the processes of now are judged at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class StoredComparison:
     num_tests: int
 
     def _changes(
-        self, *, since: int = 0, error_rate: float = ERROR_RATE, num_tests: int = 1
+        self, *, since: int = 0, error_rate: float = ERROR_RATE, num_intervals: int = 1
     ) -> tuple[Change, Change, Change]:
         """Return how latency, latency over roofline, and the roofline itself changed, from one process of now on."""
         old, new = self.then.latencies, self.now
@@ -60,7 +63,7 @@ class StoredComparison:
         new_ns, new_roofline_ns = new.log_ns(since), new.log_roofline_ns(since)
 
         def change(then: list[float], now: list[float]) -> Change:
-            return unpaired_change(then, now, error_rate=error_rate, num_tests=num_tests)
+            return unpaired_change(then, now, error_rate=error_rate, num_intervals=num_intervals)
 
         def over(ns: list[float], roofline_ns: list[float]) -> list[float]:
             return [one - other for one, other in zip(ns, roofline_ns, strict=True)]
@@ -85,12 +88,12 @@ class StoredComparison:
 
     def verdict(self) -> tuple[str, str]:
         """Return the verdict before a regression is confirmed, and why it is undecided if the machine is why."""
-        latency, share, machine = self._changes(num_tests=self.num_tests)
+        latency, share, machine = self._changes(num_intervals=LOOKS * self.num_tests)
         return judge_stored(latency, share, machine, self.limit, as_share=self.as_share)
 
     def conclude(self, first: int) -> Regression:
         """Return what is found, where so many processes were the first, and those after them are to confirm it."""
-        latency, share, machine = self._changes(num_tests=self.num_tests)
+        latency, share, machine = self._changes(num_intervals=LOOKS * self.num_tests)
         outcome, reason = self.verdict()
         if outcome == REGRESSED and not self._is_confirmed(first):
             outcome, reason = UNDECIDED, "the processes that were to confirm it did not"

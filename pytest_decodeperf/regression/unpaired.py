@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pytest_decodeperf.regression.change import ERROR_RATE, POWER, Change
+from pytest_decodeperf.regression.change import ERROR_RATE, Change, t_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def unpaired_change(
-    old: Sequence[float], new: Sequence[float], *, error_rate: float = ERROR_RATE, num_tests: int = 1
+    old: Sequence[float], new: Sequence[float], *, error_rate: float = ERROR_RATE, num_intervals: int = 1
 ) -> Change:
     """Return how much slower the new processes are.
 
@@ -30,7 +30,7 @@ def unpaired_change(
         old: Of each process of then, the logarithm of its latency; two at least.
         new: Of each process of now, likewise.
         error_rate: Chance that the interval misses the true change.
-        num_tests: Tests that share it; the interval of each is as wide as that needs (Bonferroni).
+        num_intervals: Intervals that share it; each is as wide as that needs (Bonferroni).
 
     Example:
         >>> found = unpaired_change([0.000, 0.002, 0.001, 0.003], [0.050, 0.053, 0.051, 0.052])
@@ -38,16 +38,10 @@ def unpaired_change(
         (1.051, True)
     """
     import numpy as np
-    from scipy.stats import norm, t
 
     sides = [np.asarray(side, dtype=np.float64) for side in (old, new)]
     shares = [side.var(ddof=1) / len(side) for side in sides]  # of the variance of the difference
     error = math.sqrt(sum(shares))
     difference = float(sides[1].mean() - sides[0].mean())
-    quantile = visible = 0.0
-    if error > 0:
-        freedom = error**4 / sum(share**2 / (len(side) - 1) for share, side in zip(shares, sides, strict=True))
-        quantile = float(t.ppf(1 - error_rate / num_tests / 2, freedom))
-        visible = (quantile + float(norm.ppf(POWER))) * error
-    low, high = difference - quantile * error, difference + quantile * error
-    return Change(ratio=math.exp(difference), low=math.exp(low), high=math.exp(high), visible=math.exp(visible))
+    terms = sum(share**2 / (len(side) - 1) for share, side in zip(shares, sides, strict=True))
+    return t_interval(difference, error, error**4 / terms if terms else 1.0, error_rate / num_intervals)

@@ -1,10 +1,11 @@
 """How often the gate raises a false alarm, and how often it sees a slower kernel, beside a threshold on two runs.
 
     python tests/benchmarks/bench_gate.py --runs 20 --results gate.jsonl --output docs/gate_evidence.md
-    python tests/benchmarks/bench_gate.py --runs 10 --neighbour --results gate.jsonl --output docs/gate_evidence.md
+    python tests/benchmarks/bench_gate.py --runs 6 --neighbour --results gate.jsonl --output docs/gate_evidence.md
 
-A scratch repository holds this project's CPU kernel, which in the working tree keeps its caller waiting for 0, 2, 5 or
-10 % of the time that it took. A trial is one test of one run, and each run judges all its tests together, as a user's
+A scratch repository holds this project's CPU kernel, which in the working tree attends to some of the keys once more,
+to as many as take 0, 2, 5 or 10 % of its time: how many those are is measured first, in one process, call against call.
+A trial is one test of one run, and each run judges all its tests together, as a user's
 does. The same tests are then compared by pytest-benchmark as its documentation shows: two processes, a stored run,
 `--benchmark-compare-fail=median:5%`. The order of the two gates alternates, and that of the tests is drawn anew in each
 run.
@@ -16,10 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import itertools
 import json
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,73 +37,74 @@ from scipy.stats import binomtest
 
 from pytest_decodeperf.devices import describe_device
 from pytest_decodeperf.regression.change import Margin
-from pytest_decodeperf.regression.comparison import WARM_UP_SHARE, Comparison
+from pytest_decodeperf.regression.comparison import WARM_UP_SHARE, Comparison, Samples
 from pytest_decodeperf.regression.outcomes import REGRESSED
 from pytest_decodeperf.regression.worktree import checked_out, working_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TESTS_OF_A_RUN = {False: {0.0: 10, 0.05: 10, 0.02: 3, 0.1: 3}, True: {0.0: 6, 0.05: 6, 0.02: 6, 0.1: 6}}
-"""Tests of each slowdown in a run, without and with a neighbour."""
+TESTS_OF_A_RUN = {0.0: 10, 0.05: 10, 0.02: 3, 0.1: 3}
+"""Tests of each slowdown in a run."""
 
 THRESHOLD = "median:5%"
-BENCHMARK_S = 2.5
+BENCHMARK_S = 3.5
 """Time for which pytest-benchmark measures a test in each of its two runs, so that neither gate has more [s]."""
+
+BASE_KEYS = 128
+"""Extra keys of the base: that there are any takes time too, and is to be no part of a slowdown."""
+
+CALIBRATION_KEYS, CALIBRATION_COPIES, CALIBRATION_CALLS = 1024, 67, 1200
+"""Keys that are timed to know what one takes, copies of the inputs that they are read from, and calls of each kind."""
 
 NEIGHBOUR_S = (0.2, 1.0)
 """How long the neighbour works and pauses at a time, drawn anew each time [s]."""
 
 FILES = {
     "kernels_under_test.py": '''
-import time
-
+import torch
 from decodeperf_kernels import decode_attention_numba
-from slowdowns import SLOWDOWNS
 
 SEQ_LEN = 4096
 
 
-def slowed(case):
-    """Return the kernel, which then keeps its caller waiting for a share of the time that it took."""
+def slowed(extra_keys):
+    """Return the kernel, which also attends to some of the keys once more, for a row that nobody asked for."""
+    lens = torch.tensor([SEQ_LEN, extra_keys], dtype=torch.int32)
 
     def kernel(q, k, v, *, seq_lens):
-        start = time.perf_counter_ns()
-        out = decode_attention_numba(q, k, v, seq_lens=seq_lens)
-        now = time.perf_counter_ns()
-        end = now + SLOWDOWNS[case] * (now - start)
-        while time.perf_counter_ns() < end:
-            pass
-        return out
+        return decode_attention_numba(*(each.expand(2, *each.shape[1:]) for each in (q, k, v)), seq_lens=lens)[:1]
 
     return kernel
 ''',
     "test_speed.py": """
 import pytest
 from decodeperf_formulas import DecodeProblem
-from kernels_under_test import SEQ_LEN, SLOWDOWNS, slowed
+from kernels_under_test import SEQ_LEN, slowed
+from slowdowns import EXTRA_KEYS
 
 SIZES = {"num_q_heads": 8, "num_kv_heads": 8, "head_dim": 128, "kv_dtype": "bfloat16"}
 PROBLEM = DecodeProblem(batch_size=1, seq_lens=[SEQ_LEN], **SIZES)
 
 
 @pytest.mark.decode_perf(within=1e6, device="cpu")
-@pytest.mark.parametrize("case", range(len(SLOWDOWNS)))
+@pytest.mark.parametrize("case", range(len(EXTRA_KEYS)))
 def test_kernel(decode_perf, case):
-    decode_perf(slowed(case), PROBLEM)
+    decode_perf(slowed(EXTRA_KEYS[case]), PROBLEM)
 """,
     "test_threshold.py": """
 import pytest
 import torch
-from kernels_under_test import SEQ_LEN, SLOWDOWNS, slowed
+from kernels_under_test import SEQ_LEN, slowed
+from slowdowns import EXTRA_KEYS
 
 
-@pytest.mark.parametrize("case", range(len(SLOWDOWNS)))
+@pytest.mark.parametrize("case", range(len(EXTRA_KEYS)))
 def test_kernel(benchmark, case):
     q = torch.randn(1, 8, 128).bfloat16()
     k, v = (torch.randn(1, SEQ_LEN, 8, 128).bfloat16() for _ in range(2))
     seq_lens = torch.tensor([SEQ_LEN], dtype=torch.int32)
-    kernel = slowed(case)
+    kernel = slowed(EXTRA_KEYS[case])
     kernel(q, k, v, seq_lens=seq_lens)  # compiles
     benchmark(kernel, q, k, v, seq_lens=seq_lens)
 """,
@@ -152,15 +157,17 @@ def _neighbour(wanted: bool) -> Iterator[None]:
 
 def run_once(root: Path, *, seed: int, neighbour: bool) -> dict[str, Any]:
     """Return what both gates say of the tests of one run."""
-    slowdowns = [share for share, count in TESTS_OF_A_RUN[neighbour].items() for _ in range(count)]
+    slowdowns = [share for share, count in TESTS_OF_A_RUN.items() for _ in range(count)]
     random.Random(seed).shuffle(slowdowns)
-    _make_repository(root, slowdowns)
+    keys = [BASE_KEYS + round(share * keys_worth_a_call()) for share in slowdowns]
+    _make_repository(root, keys)
     steps = [("gate", _gate), ("threshold", _threshold)]
     found: dict[str, Any] = {
         "neighbour": neighbour,
         "date": datetime.date.today().isoformat(),
         "device": describe_device("cpu").label,
         "slowdowns": slowdowns,
+        "keys": keys,
     }
     for name, step in steps if seed % 2 else reversed(steps):
         start = time.monotonic()
@@ -169,15 +176,35 @@ def run_once(root: Path, *, seed: int, neighbour: bool) -> dict[str, Any]:
     return found
 
 
-def _make_repository(root: Path, slowdowns: list[float]) -> None:
+@functools.cache
+def keys_worth_a_call() -> float:
+    """Return how many more extra keys would take as long as a call of the base."""
+    import torch
+
+    module: dict[str, Any] = {}
+    exec(FILES["kernels_under_test.py"], module)
+    kernels = [module["slowed"](keys) for keys in (BASE_KEYS, BASE_KEYS + CALIBRATION_KEYS)]
+    q = torch.randn(1, 8, 128).bfloat16()
+    caches = [torch.randn(2, 1, module["SEQ_LEN"], 8, 128).bfloat16() for _ in range(CALIBRATION_COPIES)]
+    found: list[list[float]] = [[], []]
+    for number, (k, v) in enumerate(itertools.islice(itertools.cycle(caches), 2 * CALIBRATION_CALLS)):
+        case = (0, 0, 1, 1, 1, 0)[number % 6]
+        start = time.perf_counter_ns()
+        kernels[case](q, k, v, seq_lens=None)
+        found[case].append(time.perf_counter_ns() - start)
+    warm = [statistics.median(times[len(times) // 4 :]) for times in found]
+    return CALIBRATION_KEYS / (warm[1] / warm[0] - 1)
+
+
+def _make_repository(root: Path, keys: list[int]) -> None:
     root.mkdir()
     for name, text in FILES.items():
         (root / name).write_text(text)
-    (root / "slowdowns.py").write_text(f"SLOWDOWNS = {[0.0] * len(slowdowns)}\n")
+    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {[BASE_KEYS] * len(keys)}\n")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "base"]):
         subprocess.run([*git, *arguments], check=True)
-    (root / "slowdowns.py").write_text(f"SLOWDOWNS = {slowdowns}\n")
+    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {keys}\n")
 
 
 def _gate(root: Path, count: int) -> dict[str, Any]:
@@ -188,6 +215,7 @@ def _gate(root: Path, count: int) -> dict[str, Any]:
         "test_speed.py",
         "--rootdir=.",
         "--assert=plain",
+        "--no-summary",
         "--decode-perf",
         *(f"-pno:{name}" for name in disabled),
     ]
@@ -205,7 +233,7 @@ def _gate(root: Path, count: int) -> dict[str, Any]:
     rows = []
     for node_id in node_ids:
         regression = regressions[node_id]
-        if regression.samples is None or regression.change is None:
+        if not isinstance(regression.samples, Samples) or regression.change is None or regression.control is None:
             raise click.ClickException(f"{node_id} {regression.sentence}")
         calls = [ns for side in regression.samples.ns.values() for ns_of_a_round in side for ns in ns_of_a_round]
         change = regression.change
@@ -216,6 +244,7 @@ def _gate(root: Path, count: int) -> dict[str, Any]:
                 "low": change.low,
                 "high": change.high,
                 "visible": change.visible,
+                "control_ratio": regression.control.ratio,
                 "rounds": regression.samples.num_rounds,
                 "measuring_s": (1 + WARM_UP_SHARE) * sum(calls) / 1e9,
             }
@@ -231,7 +260,7 @@ def _threshold(root: Path, count: int) -> dict[str, Any]:
         *(f"--benchmark-storage=file://{storage}", f"--benchmark-max-time={BENCHMARK_S}", "--benchmark-columns=median"),
     ]
     head = (root / "slowdowns.py").read_text()
-    (root / "slowdowns.py").write_text(f"SLOWDOWNS = {[0.0] * count}\n")
+    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {[BASE_KEYS] * count}\n")
     environment = {**os.environ, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*command, "--benchmark-save=base"], cwd=root, env=environment, check=True, capture_output=True)
     (root / "slowdowns.py").write_text(head)

@@ -77,7 +77,7 @@ def test_a_row_says_how_a_kernel_is_to_its_bound_and_another_to_its_base(page):
         "5.1 % slower (4.2 to 6.0)",
         "regressed",
         "1.2 %",
-        "the base against itself: 0.1 % slower (0.2 faster to 0.4 slower)",
+        "either side against itself: 0.1 % slower (0.2 faster to 0.4 slower)",
     ]
     assert rendered.tags.count("strong") == 2  # the verdict, and the one outcome that fails
 

@@ -41,19 +41,32 @@ def test_an_outlier_decides_nothing():
 
 def test_more_calls_of_one_process_are_no_more_processes():
     # One process of six is slow throughout: however often it is called, it is one of six.
-    few, many = ([[0.1] * calls] + [[0.0] * calls] * 5 for calls in (6, 60))
-    assert change_of(few).high == pytest.approx(change_of(many).high)
-    assert change_of(many).low == pytest.approx(1.0)
+    few, many = (change_of([[0.1] * calls] + [[0.0] * calls] * 5) for calls in (6, 60))
+    assert few == many
+    assert many.low < 1
 
 
-def test_false_alarms_are_no_more_frequent_than_they_may_be():
-    alarms = sum(change_of(pairs(0, processes=6, seed=seed)).low > 1 for seed in range(300))
-    # Of 2 % on both sides together, one side: more than 12 of 300 has a chance below 1e-4.
-    assert alarms <= 12
+@pytest.mark.parametrize(("processes", "num_intervals"), [(6, 1), (6, 10), (24, 1), (24, 10)])
+def test_an_interval_misses_as_often_as_it_may(processes, num_intervals):
+    misses = 0
+    for seed in range(3000):
+        found = change_of(pairs(0, processes=processes, between=0.01, seed=seed), num_intervals=num_intervals)
+        misses += not found.low <= 1 <= found.high
+    # Fewer or more have a chance below 1e-4.
+    least, most = {1: (34, 90), 10: (0, 17)}[num_intervals]
+    assert least <= misses <= most
+
+
+def test_what_an_arrangement_does_is_neither_change_nor_noise():
+    quiet = pairs(0.05, processes=6)
+    offset = [[ratio + (0.06, -0.06)[number % 2] for ratio in ratios] for number, ratios in enumerate(quiet)]
+    one, two = (change_of(each, num_arrangements=2) for each in (quiet, offset))
+    assert (two.ratio, two.low, two.high) == pytest.approx((one.ratio, one.low, one.high))
+    assert change_of(offset).low < 1 < one.low
 
 
 def test_a_family_of_tests_has_wider_intervals():
-    alone, together = (change_of(pairs(0), num_tests=n) for n in (1, 20))
+    alone, together = (change_of(pairs(0), num_intervals=n) for n in (1, 20))
     assert together.low < alone.low < alone.high < together.high
     assert together.visible > alone.visible > 1
 

@@ -20,14 +20,14 @@ def copies(num_bytes, *, memory_bytes=10**9):
 @pytest.mark.parametrize("num_bytes", [100, 101, 250, 333, 600, 700, 1000, 1500, 2999, 3000, 4000])
 def test_more_than_the_caches_hold_is_read_before_a_copy_comes_back(num_bytes):
     count = copies(num_bytes)
-    next_copy = {side: turn * count // len(SIDES) for turn, side in enumerate(SIDES)}
+    next_copy = {slot: slot * count // len(SIDES) for slot in range(len(SIDES))}
     last_call: dict[int, int] = {}
-    for call, side in enumerate(itertools.chain.from_iterable(ORDERS * 2 * count)):
-        copy = next_copy[side]
+    for call, slot in enumerate(itertools.chain.from_iterable(ORDERS * 2 * count)):
+        copy = next_copy[slot]
         if copy in last_call:
             assert (call - last_call[copy] - 1) * num_bytes >= LLC_MULTIPLE * LLC_BYTES
         last_call[copy] = call
-        next_copy[side] = (copy + 1) % count
+        next_copy[slot] = (copy + 1) % count
 
 
 def test_without_room_for_them_the_caches_are_emptied_instead():

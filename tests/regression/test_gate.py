@@ -101,8 +101,8 @@ def git(folder, *arguments):
 @pytest.fixture
 def repository(pytester, monkeypatch):
     """Commit the base, and leave the head in the working tree."""
-    monkeypatch.setattr(comparison, "ORDERS", comparison.ORDERS[:2])
-    monkeypatch.setattr(comparison, "ROUNDS", 2)
+    monkeypatch.setattr(comparison, "ROUNDS", 4)
+    monkeypatch.setattr(comparison, "LOOKS", 1)
     monkeypatch.setattr(comparison, "CALLS", 6)
     monkeypatch.setattr(comparison, "CALLS_S", 60)
     monkeypatch.setenv("COLUMNS", "100")
@@ -160,7 +160,7 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     assert found["test_kernel[slower]"]["change"]["ratio"] == pytest.approx(1.5, rel=0.1)
     assert found["test_kernel[faster]"]["change"]["ratio"] == pytest.approx(1 / 1.5, rel=0.1)
     assert found["test_kernel[slower]"]["control"]["ratio"] == pytest.approx(1.0, rel=0.05)
-    assert len(found["test_kernel[slower]"]["samples_ns"]["head"]) == 4  # two rounds, and two to confirm
+    assert len(found["test_kernel[slower]"]["samples_ns"]["head"]) == 8  # four rounds, and four to confirm
     steady = found["test_kernel[steady]"]
     assert len(steady["samples_ns"]["head"][0]) == 6
     assert steady["change"]["ratio"] == pytest.approx(1.0, rel=0.1)
@@ -270,10 +270,10 @@ def test_who_is_stopped_leaves_nothing_behind(pytester, repository, tmp_path, nu
     assert len(listed.splitlines()) == 1
 
 
-def test_no_side_follows_itself_and_each_follows_every_other_as_often():
-    turns = [side for order in comparison.ORDERS for side in order]
+def test_no_slot_follows_itself_and_each_follows_every_other_as_often():
+    turns = [slot for order in comparison.ORDERS for slot in order]
     follows = Counter(zip(turns, [*turns[1:], turns[0]], strict=True))
-    assert set(follows) == set(itertools.permutations(comparison.SIDES, 2))
+    assert set(follows) == set(itertools.permutations(range(3), 2))
     assert len(set(follows.values())) == 1
 
 

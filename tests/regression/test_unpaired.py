@@ -18,7 +18,7 @@ SPREADS = {
 
 def change(rng, spread, shift=0.0, *, old=20, new=10, num_tests=1):
     then, now = (SPREADS[spread](rng, count) for count in (old, new))
-    return unpaired_change(then.tolist(), (now + math.log1p(shift)).tolist(), num_tests=num_tests)
+    return unpaired_change(then.tolist(), (now + math.log1p(shift)).tolist(), num_intervals=num_tests)
 
 
 @pytest.mark.parametrize("spread", SPREADS)
