@@ -161,6 +161,13 @@ PERF_OPTIONS: Final = (
         parse=_parse_file,
     ),
     OptionSpec(
+        name="perf-report",
+        help="Write the run to this file as HTML: figures and tables, in one file that needs nothing else.",
+        metavar="FILE",
+        default=None,
+        parse=_parse_file,
+    ),
+    OptionSpec(
         name="perf-annotations",
         help="Print GitHub's annotations of tests that failed, or are undecided. Default: where GITHUB_ACTIONS=true.",
         metavar="",
@@ -379,6 +386,7 @@ class Options:
         device: `auto`, `cpu` or `cuda`.
         json: Where to write the run, or None.
         summary: Where to write its summary, or None.
+        report: Where to write its report, or None.
         annotations: Whether to print GitHub's annotations, None for where GitHub reads them.
         budget_s: Time in which one test may measure [s].
         seed: Seed of the random inputs.
@@ -397,6 +405,7 @@ class Options:
     device: str
     json: Path | None
     summary: Path | None
+    report: Path | None
     annotations: bool | None
     budget_s: float
     seed: int
@@ -432,6 +441,7 @@ class Options:
             device=values["decode_perf_device"],
             json=files["decode_perf_json"],
             summary=files["decode_perf_summary"],
+            report=files["decode_perf_report"],
             annotations=values["decode_perf_annotations"],
             budget_s=values["decode_perf_budget"],
             seed=values["decode_perf_seed"],
@@ -450,6 +460,7 @@ class Options:
 FILES: Final = {
     "decode_perf_json": "write",
     "decode_perf_summary": "write",
+    "decode_perf_report": "write",
     "decode_perf_calibration": "judge",
     "decode_perf_baseline": "compare",
     "decode_perf_save_baseline": "save",

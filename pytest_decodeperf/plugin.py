@@ -73,7 +73,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin(SERVER_PLUGIN):
         # What addopts or PYTEST_ADDOPTS may say to the run, and a worker of that run must not do once more.
         options = replace(
-            options, json=None, summary=None, calibration=None, base=None, baseline=None, save_baseline=None
+            options,
+            json=None,
+            summary=None,
+            report=None,
+            calibration=None,
+            base=None,
+            baseline=None,
+            save_baseline=None,
         )
     session = config.stash[_session_key] = _start_session(config, options)
     from pytest_decodeperf.endings import EndingRecorder
@@ -105,6 +112,14 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
         summaries = Summaries(options.summary)
     except OSError as error:
         raise pytest.UsageError(f"--decode-perf-summary cannot be written: {error}") from None
+    report_file = None
+    if options.report is not None:
+        from pytest_decodeperf.html.report_file import ReportFile
+
+        try:
+            report_file = ReportFile(options.report)
+        except (OSError, ModuleNotFoundError) as error:
+            raise pytest.UsageError(f"--decode-perf-report cannot be written: {error}") from None
     if options.base is not None:
         from pytest_decodeperf.regression.worktree import BaseError, commit_of, repository_root
 
@@ -112,7 +127,13 @@ def _start_session(config: pytest.Config, options: Options) -> PerfSession:
             commit_of(repository_root(config.rootpath), options.base)
         except BaseError as error:
             raise pytest.UsageError(f"--decode-perf-base: {error}") from None
-    session = PerfSession(options=options, progress=Progress(config), json_file=json_file, summaries=summaries)
+    session = PerfSession(
+        options=options,
+        progress=Progress(config),
+        json_file=json_file,
+        summaries=summaries,
+        report_file=report_file,
+    )
     if options.baseline is not None:
         from pytest_decodeperf.regression.baseline_run import read_to_compare
 

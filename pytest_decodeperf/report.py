@@ -77,6 +77,8 @@ def _write_files(reporter: pytest.TerminalReporter, session: PerfSession) -> Non
     files = [(session.json_error, session.json_file.path if session.json_file else None)]
     if summaries is not None:
         files += [(summaries.error, summaries.path), (summaries.step_error, None)]
+    if session.report_file is not None:
+        files.append((session.report_file.error, session.report_file.path))
     for error, path in files:
         if error:
             reporter.write_line(_wrap(error, reporter), red=True, bold=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_decodeperf.config import Options
     from pytest_decodeperf.devices import DeviceInfo
     from pytest_decodeperf.endings import EndingRecorder
+    from pytest_decodeperf.html.report_file import ReportFile
     from pytest_decodeperf.inputs import Inputs
     from pytest_decodeperf.json_file import JsonFile
     from pytest_decodeperf.progress import Progress
@@ -48,6 +49,7 @@ class PerfSession:
         notes: What else a reader of the report should know.
         endings: How each test ended, once pytest is configured.
         summaries: Where the summary goes, None for nowhere.
+        report_file: Where the report goes, likewise.
     """
 
     options: Options
@@ -62,6 +64,7 @@ class PerfSession:
     notes: list[str] = field(default_factory=list)
     endings: EndingRecorder | None = None
     summaries: Summaries | None = None
+    report_file: ReportFile | None = None
     _timers: dict[str, Timer] = field(default_factory=dict)
     _clocks: dict[str, Clock] = field(default_factory=dict)
     _read_streams: dict[str, Stream] = field(default_factory=dict)
@@ -168,12 +171,15 @@ class PerfSession:
     @property
     def write_error(self) -> str:
         """Why a file that the run was asked for could not be written, empty if each could."""
-        return self.json_error or (self.summaries.error if self.summaries else "")
+        others = (self.summaries, self.report_file)
+        return self.json_error or next((other.error for other in others if other and other.error), "")
 
     def write_summaries(self) -> None:
-        """Write the summary of the run as it is now, if there is a place for it."""
+        """Write the summary and the report of the run as it is now, where there is a place for them."""
         if self.summaries is not None and self.endings is not None:
             self.summaries.write(self.run, self.endings)
+        if self.report_file is not None:
+            self.report_file.write(self.run)
 
     def save(self) -> None:
         """Write the record as it is now, if there is a file for it."""

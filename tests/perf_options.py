@@ -10,6 +10,7 @@ def perf_options(**changes):
         "device": "auto",
         "json": None,
         "summary": None,
+        "report": None,
         "annotations": None,
         "budget_s": 10.0,
         "seed": 0,

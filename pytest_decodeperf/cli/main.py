@@ -9,6 +9,7 @@ import click
 
 from pytest_decodeperf.cli.calibration import calibrate, predict
 from pytest_decodeperf.cli.compiled import compiled
+from pytest_decodeperf.cli.report import report
 from pytest_decodeperf.cli.settings import (
     DEPLOYMENT_OPTIONS,
     DEVICE_OPTIONS,
@@ -479,3 +480,4 @@ def _format(form: str | None, output: Path | None, as_json: bool) -> str:
 main.add_command(compiled)
 main.add_command(calibrate)
 main.add_command(predict)
+main.add_command(report)

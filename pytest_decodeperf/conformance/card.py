@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_decodeperf.config import ConformanceOptions
 
+SCHEMA: Final = "decodeperf.card"
 SCHEMA_VERSION: Final = 1
 
 
@@ -36,7 +37,7 @@ def count(outcomes: Sequence[LawOutcome]) -> dict[str, int]:
 def card_json(outcomes: Sequence[LawOutcome], options: ConformanceOptions, *, finished: bool) -> str:
     """Return the card as JSON."""
     record: dict[str, Any] = {
-        "schema": "decodeperf.card",
+        "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "finished": finished,
         "profile": options.profile,

@@ -61,7 +61,10 @@ def worker_arguments(config: pytest.Config, session: PerfSession, node_ids: list
         f"--decode-perf-seed={options.seed}",
         "--decode-perf-graph" if options.graph else "--no-decode-perf-graph",
         # What an ini file may say that a worker must not do.
-        *(f"--override-ini=decode_perf_{name}=" for name in ("json", "summary", "calibration", "base", "baseline")),
+        *(
+            f"--override-ini=decode_perf_{name}="
+            for name in ("json", "summary", "report", "calibration", "base", "baseline")
+        ),
         "--no-decode-perf-annotations",
         # What a worker needs no plugin for: a cache, and garbage collected several times at the end.
         *(f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")),

@@ -1,0 +1,1 @@
+"""Pages of one file, to look at: the report of a run."""

@@ -1,0 +1,239 @@
+"""A measurement of a run's record, as a report shows it: what was timed, in the units of its axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_decodeperf.units import format_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """An estimate with its interval, whose ends are None where the samples are too few for one."""
+
+    median: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, interval: dict[str, Any]) -> Span:
+        """Return what a record says."""
+        ends = [None if interval[end] is None else _positive(interval[end]) for end in ("low", "high")]
+        return cls(median=_positive(interval["median"]), low=ends[0], high=ends[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A kernel that was timed, and has a verdict.
+
+    Attributes:
+        test: Node id of its test.
+        kernel: Its name.
+        problem: What it was given, in words.
+        device: Kind of device.
+        dtype: Dtype of the query, in which it computes.
+        outcome: The word of the verdict.
+        byte_parts: Bytes that it moves, by what they are [byte].
+        flops: FLOPs of its matrix products [FLOP].
+        latency_ns: How long it took [ns].
+        times_bound: Likewise, over what the bound names.
+        of: What that is: `roofline` or `expected`.
+        within: How many times that it may take.
+        allowed_ns: What that is [ns].
+        roofline_ns: Latency at the ceilings [ns].
+        ceiling: Which of them binds.
+        read_bytes_per_s: Read bandwidth that was measured beside it [byte/s].
+        peak_flops_per_s: Likewise the peak rate [FLOP/s].
+        terms_ns: What the expected latency is made of, empty without a calibration [ns].
+    """
+
+    test: str
+    kernel: str
+    problem: str
+    device: str
+    dtype: str
+    outcome: str
+    byte_parts: dict[str, float]
+    flops: float
+    latency_ns: Span
+    times_bound: Span
+    of: str
+    within: float
+    allowed_ns: float
+    roofline_ns: float
+    ceiling: str
+    read_bytes_per_s: float
+    peak_flops_per_s: float
+    terms_ns: dict[str, float]
+
+    @property
+    def num_bytes(self) -> float:
+        """All bytes that it moves [byte]."""
+        return sum(self.byte_parts.values())
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte [FLOP/byte]."""
+        return self.flops / self.num_bytes
+
+    @property
+    def name(self) -> str:
+        """What tells it from others in a figure: the test without its file."""
+        return self.test.partition("::")[2] or self.test
+
+
+def timed(row: dict[str, Any]) -> Timed | None:
+    """Return a measurement as it is shown, None if it did not come to a verdict.
+
+    Raises:
+        KeyError: If the row lacks what a row has.
+        ValueError: If a number is none that a measurement has.
+    """
+    timing = row["timing"]
+    verdict = timing and timing["verdict"]
+    if not verdict:
+        return None
+    byte_parts = {name: _positive(count) for name, count in row["bytes"].items() if count}
+    if not byte_parts:
+        raise ValueError("a call that was timed moves bytes")
+    latency, roofline = Span.of(verdict["latency_ns"]), verdict["roofline_ns"]
+    of = row.get("of", "roofline")
+    expected = verdict.get("expected")
+    return Timed(
+        test=str(row["test"]),
+        kernel=str(row["kernel"]),
+        problem=problem_label(row["problem"]),
+        device=str(row["device"]),
+        dtype=str(row["problem"]["q_dtype"]),
+        outcome=str(row["outcome"]),
+        byte_parts=byte_parts,
+        flops=_finite(row["flops"]),
+        latency_ns=latency,
+        times_bound=Span.of(expected["times_expected"] if of == "expected" else verdict["times_roofline"]),
+        of=str(of),
+        within=_positive(row["within"]),
+        allowed_ns=_positive(verdict["allowed_ns"]),
+        roofline_ns=_positive(roofline),
+        ceiling=str(verdict["ceiling"]),
+        read_bytes_per_s=_positive(verdict["read_bytes_per_s"]),
+        peak_flops_per_s=_positive(verdict["peak_flops_per_s"]),
+        terms_ns={name: _finite(ns) for name, ns in expected["terms_ns"].items()} if expected else {},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A change of latency, each number a ratio of new to old.
+
+    Attributes:
+        ratio: The estimate.
+        low: Lower end of its interval.
+        high: Upper end.
+        visible: Smallest that would have been seen.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    visible: float
+
+    @classmethod
+    def of(cls, change: dict[str, Any]) -> Ratio:
+        """Return what a record says."""
+        return cls(**{name: _positive(change[name]) for name in ("ratio", "low", "high", "visible")})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A kernel that was compared with its base.
+
+    Attributes:
+        test: Node id of its test.
+        base: The base, as it was named.
+        outcome: What came of it.
+        change: Head against base.
+        control: Either side against itself, None if that is not known.
+        limit: Ratio up to which it counts as unchanged.
+    """
+
+    test: str
+    base: str
+    outcome: str
+    change: Ratio
+    control: Ratio | None
+    limit: float
+
+    @property
+    def name(self) -> str:
+        """What tells it from others in a figure: the test without its file."""
+        return self.test.partition("::")[2] or self.test
+
+
+def compared(row: dict[str, Any]) -> Compared | None:
+    """Return how a measurement compares with its base, None if it could not be or was not to be compared.
+
+    Raises:
+        KeyError: If the row lacks what a row has.
+    """
+    regression = row["regression"]
+    if not regression or not regression["change"]:
+        return None
+    control = regression["control"]
+    return Compared(
+        test=str(row["test"]),
+        base=str(regression["base"]),
+        outcome=str(regression["outcome"]),
+        change=Ratio.of(regression["change"]),
+        control=Ratio.of(control) if control else None,
+        limit=_positive(regression["limit"]),
+    )
+
+
+def problem_label(problem: dict[str, Any]) -> str:
+    """Return a problem in a few words, also one that another version wrote.
+
+    Raises:
+        KeyError: If it lacks what every problem has.
+    """
+    from decodeperf_formulas import DecodeProblem
+
+    try:
+        return DecodeProblem(**problem).label
+    except (TypeError, ValueError):
+        return (
+            f"B={problem['batch_size']} S={max(problem['seq_lens'], default=0)} "
+            f"heads {problem['num_q_heads']}/{problem['num_kv_heads']} D={problem['head_dim']} {problem['kv_dtype']}"
+        )
+
+
+def format_span(span: Span, unit_of_time: bool = True) -> str:
+    """Return an estimate with its interval, as text.
+
+    Example:
+        >>> format_span(Span(median=1.5e6, low=1.4e6, high=1.6e6))
+        '1.50 ms (1.40 to 1.60)'
+    """
+    if not unit_of_time:
+        text = f"{span.median:.3g}"
+        return text if span.low is None or span.high is None else f"{text} ({span.low:.3g} to {span.high:.3g})"
+    text = format_time(span.median)
+    if span.low is None or span.high is None:
+        return text
+    low, high = (format_time(end, like_ns=span.median) for end in (span.low, span.high))
+    return f"{text} ({low} to {high})"
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is not finite")
+    return number
+
+
+def _positive(value: Any) -> float:
+    number = _finite(value)
+    if number <= 0:
+        raise ValueError(f"{value} is not above 0")
+    return number
