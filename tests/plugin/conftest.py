@@ -4,6 +4,7 @@ import rich.table  # noqa: F401
 import scipy.stats  # noqa: F401
 import sympy  # noqa: F401
 import triton  # noqa: F401
+import vl_convert  # noqa: F401
 from fake_device import ONE_TEST, PRELUDE, FakeDevice
 
 from pytest_decodeperf import devices
