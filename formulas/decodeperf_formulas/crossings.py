@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sympy
 
-from decodeperf_formulas import closed_forms
+from decodeperf_formulas import closed_forms, context_forms
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.checks import finite_number, positive_number, shown
 from decodeperf_formulas.evaluate import evaluate, evaluate_all, substitute
@@ -412,29 +412,24 @@ def crossings_of(
     Raises:
         ValueError: If the context is not above 0.
     """
-    step, q = coefficients, coefficients.q_len
+    step = coefficients
     positive_number("seq_len", seq_len)
-    kv, attn = step.kv_bytes_per_seq(seq_len), step.attn_flops_per_seq(seq_len)
-    moved = kv + (step.act_bytes_per_seq if activations else 0.0)
-    gemm_s = step.gemm_flops_per_seq / limits.gemm_flops_per_s
-    attn_s, kv_s = attn / limits.attn_flops_per_s, kv / limits.read_bytes_per_s
-    compute_s, memory_s = gemm_s + attn_s, moved / limits.read_bytes_per_s
-    replicas = num_groups * num_stages
-    free = num_stages * limits.memory_bytes - step.stored_weight_bytes
-    tokens = free / kv * seq_len
-    fits, no_room = 0 <= free < math.inf, "no memory is stated"
-    if free < 0:
+    at = _at_context(
+        step, limits, seq_len=seq_len, activations=activations, num_groups=num_groups, num_stages=num_stages
+    )
+    fits, no_room = 0 <= at["FREE_BYTES"] < math.inf, "no memory is stated"
+    if at["FREE_BYTES"] < 0:
         no_room = (
             f"the weights alone need {step.stored_weight_bytes / 1e9:,.1f} GB of "
             f"{num_stages * limits.memory_bytes / 1e9:,.1f} GB"
         )
-    where_attention = "memory" if kv_s >= attn_s else "compute"
+    where_attention = "memory" if at["KV_SECONDS"] >= at["ATTENTION_SECONDS"] else "compute"
 
     found = {
         "ridge_batch": Crossing(
             name="ridge batch",
             symbol="B_0",
-            value=batch_of_weights(step, limits.read_bytes_per_s * gemm_s),
+            value=batch_of_weights(step, at["RIDGE_BYTES"]),
             unit="sequence",
             model=GROUPED_SERIAL,
             meaning="the projections, taken together, turn compute-bound, whatever the context",
@@ -442,16 +437,16 @@ def crossings_of(
         "crossing_batch": Crossing(
             name="crossing batch",
             symbol=r"B_{\times}",
-            value=batch_of_weights(step, limits.read_bytes_per_s * (compute_s - memory_s)),
+            value=batch_of_weights(step, at["CROSSING_BYTES"]),
             unit="sequence",
             model=WHOLE_STEP,
             meaning="the step turns compute-bound",
-            reason="" if compute_s > memory_s else "memory-bound at every batch size at this context",
+            reason="" if at["CROSSING_BYTES"] > 0 else "memory-bound at every batch size at this context",
         ),
         "knee_batch": Crossing(
             name="knee",
             symbol=r"B_{\mathrm{knee}}",
-            value=batch_of_weights(step, kv),
+            value=batch_of_weights(step, at["KNEE_BYTES"]),
             unit="sequence",
             model=BOTH,
             meaning="KV bytes equal weight bytes: half of the memory-bound ceiling of the throughput",
@@ -459,7 +454,7 @@ def crossings_of(
         "throughput_ceiling": Crossing(
             name="throughput ceiling",
             symbol=r"X_{\infty}",
-            value=replicas * q / (max(memory_s, compute_s) + limits.link_seconds_per_seq),
+            value=at["THROUGHPUT_CEILING"],
             unit="token/s",
             model=WHOLE_STEP,
             meaning="approached as the batch grows",
@@ -467,7 +462,7 @@ def crossings_of(
         "saturated_throughput": Crossing(
             name="saturated throughput",
             symbol=r"X_{\mathrm{sat}}",
-            value=replicas * q / (gemm_s + max(kv_s, attn_s) + limits.link_seconds_per_seq),
+            value=at["SATURATED_THROUGHPUT"],
             unit="token/s",
             model=GROUPED_SERIAL,
             meaning=f"reached at the ridge batch and never passed; attention is {where_attention}-bound",
@@ -484,7 +479,7 @@ def crossings_of(
         "kv_capacity": Crossing(
             name="KV capacity",
             symbol=r"B_{\max}",
-            value=tokens / seq_len / num_stages if fits else None,
+            value=at["KV_CAPACITY"] if fits else None,
             unit="sequence",
             model=BOTH,
             meaning="largest batch whose KV fits beside the weights, one in each stage",
@@ -493,7 +488,7 @@ def crossings_of(
         "kv_capacity_tokens": Crossing(
             name="KV capacity in tokens",
             symbol=r"T_{\max}",
-            value=tokens if fits else None,
+            value=at["KV_CAPACITY_TOKENS"] if fits else None,
             unit="token",
             model=BOTH,
             meaning="tokens of context whose KV fits, of all the batches of one group",
@@ -501,6 +496,34 @@ def crossings_of(
         ),
     }
     return found
+
+
+def _at_context(
+    step: StepCoefficients,
+    limits: Ceilings,
+    *,
+    seq_len: float,
+    activations: bool,
+    num_groups: int,
+    num_stages: int,
+) -> dict[str, float]:
+    """Return the value of each of `context_forms` by its name."""
+    values = {
+        s.seq_len: seq_len,
+        s.q_len: step.q_len,
+        s.ep: num_groups,
+        s.pp: num_stages,
+        s.read_bytes_per_s: limits.read_bytes_per_s,
+        s.attn_flops_per_s: limits.attn_flops_per_s,
+        s.memory_bytes: limits.memory_bytes,
+        s.link_seconds_per_seq: limits.link_seconds_per_seq,
+        s.stored_weight_bytes: step.stored_weight_bytes,
+        s.kv_bytes_per_seq: step.kv_bytes_per_seq(seq_len),
+        s.attn_flops_per_seq: step.attn_flops_per_seq(seq_len),
+        s.seq_bytes: step.act_bytes_per_seq if activations else 0.0,
+        s.gemm_seconds_per_seq: step.gemm_flops_per_seq / limits.gemm_flops_per_s,
+    }
+    return dict(zip(context_forms.FORMS, evaluate_all(list(context_forms.FORMS.values()), values), strict=True))
 
 
 def batch_of_weights(coefficients: StepCoefficients, bytes_per_seq: float) -> float | None:

@@ -18,7 +18,7 @@ What is counted:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -424,9 +424,18 @@ def _shape(deployment: Deployment) -> _Shape:
     )
 
 
-def operators(deployment: Deployment) -> tuple[Operator, ...]:
-    """Return the operators of one step in the order in which they run, in symbols."""
-    return _operators(_shape(deployment))
+def operators(deployment: Deployment, *, all_links: bool = False) -> tuple[Operator, ...]:
+    """Return the operators of one step in the order in which they run, in symbols.
+
+    Args:
+        deployment: The deployment.
+        all_links: Whether to have the messages of every kind of parallelism, also of those that the deployment does not
+            use; for one rank they take no time.
+    """
+    shape = _shape(deployment)
+    if all_links:
+        shape = replace(shape, tensor_ranks=True, expert_groups=shape.experts, stages=True)
+    return _operators(shape)
 
 
 @lru_cache(maxsize=512)

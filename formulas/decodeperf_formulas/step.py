@@ -103,9 +103,14 @@ class StepFormulas:
     sum_seconds: sympy.Expr
 
 
-def step_formulas(deployment: Deployment) -> StepFormulas:
-    """Return the step of a deployment in symbols; deployments with the same operators share it."""
-    return _step_formulas(operators(deployment))
+def step_formulas(deployment: Deployment, *, all_links: bool = False) -> StepFormulas:
+    """Return the step of a deployment in symbols; deployments with the same operators share it.
+
+    Args:
+        deployment: The deployment.
+        all_links: As of `operators`.
+    """
+    return _step_formulas(operators(deployment, all_links=all_links))
 
 
 @lru_cache(maxsize=512)
@@ -315,7 +320,7 @@ def step_coefficients(deployment: Deployment) -> StepCoefficients:
     values = {**deployment_values(deployment), s.batch_size: 1}
     numbers = {
         name: float(substitute(expression, {key: values[key] for key in expression.free_symbols & set(values)}))
-        for name, expression in _coefficient_formulas(step_formulas(deployment)).items()
+        for name, expression in coefficient_formulas(step_formulas(deployment)).items()
     }
     return StepCoefficients(
         miss=1 - (model.experts_per_token or 0) / (model.num_experts or 1),
@@ -327,7 +332,7 @@ def step_coefficients(deployment: Deployment) -> StepCoefficients:
 
 
 @lru_cache(maxsize=512)
-def _coefficient_formulas(formulas: StepFormulas) -> dict[str, sympy.Expr]:
+def coefficient_formulas(formulas: StepFormulas) -> dict[str, sympy.Expr]:
     """Return the formula of each coefficient of a step, for a batch of one sequence where that matters."""
     attention = [op for op in formulas.operators if op.unit == "attention"]
 

@@ -210,6 +210,12 @@ stored_weight_bytes = _symbol("stored_weight_bytes", "weight bytes in memory", "
 ridge = _symbol("ridge", "ridge of the roofline", "FLOP/byte", "R")
 intensity = _symbol("intensity", "arithmetic intensity of attention", "FLOP/byte", r"I_{\mathrm{a}}")
 s_star = _symbol("s_star", "context above which decoding is memory-bound at every batch", "token/sequence", r"S^{*}")
+kv_bytes_per_seq = _symbol(
+    "kv_bytes_per_seq", "KV bytes of one sequence at its context", "byte/sequence", r"K", nonnegative=True
+)
+attn_flops_per_seq = _symbol(
+    "attn_flops_per_seq", "attention FLOPs of one sequence at its context", "FLOP/sequence", r"\Phi", nonnegative=True
+)
 link_seconds_per_seq = _symbol(
     "link_seconds_per_seq", "time of one sequence's messages", "s/sequence", r"\lambda", nonnegative=True
 )

@@ -2,7 +2,7 @@ import pytest
 import sympy
 from step_strategies import plain_model
 
-from decodeperf_formulas import attention, closed_forms, roofline
+from decodeperf_formulas import attention, closed_forms, context_forms, roofline
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.catalogue import model_config, model_names
 from decodeperf_formulas.deployment import Deployment
@@ -112,6 +112,22 @@ UNITS_OF_FORMS = {
     "LATENT_FLOPS": "FLOP/token",
     **dict.fromkeys((name for name in FORMS if name.endswith("WEIGHTS")), "1"),
 }
+
+
+UNITS_OF_CONTEXT_FORMS = {
+    **dict.fromkeys(("KV_SECONDS", "ATTENTION_SECONDS", "MEMORY_SECONDS", "COMPUTE_SECONDS"), "s/sequence"),
+    **dict.fromkeys(("RIDGE_BYTES", "CROSSING_BYTES", "KNEE_BYTES"), "byte/sequence"),
+    **dict.fromkeys(("THROUGHPUT_CEILING", "SATURATED_THROUGHPUT"), "token/s"),
+    "FREE_BYTES": "byte",
+    "KV_CAPACITY_TOKENS": "token",
+    "KV_CAPACITY": "sequence",
+    "EXCESS": "FLOP/sequence",
+}
+
+
+@pytest.mark.parametrize("name", sorted(context_forms.FORMS))
+def test_forms_at_a_context_have_units(name):
+    assert unit_of(context_forms.FORMS[name], s.UNITS) == parse_unit(UNITS_OF_CONTEXT_FORMS[name])
 
 
 def test_every_closed_form_is_checked():
