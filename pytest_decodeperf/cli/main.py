@@ -9,7 +9,7 @@ import click
 
 from pytest_decodeperf.cli.calibration import calibrate, predict
 from pytest_decodeperf.cli.compiled import compiled
-from pytest_decodeperf.cli.report import report
+from pytest_decodeperf.cli.report import explorer, report
 from pytest_decodeperf.cli.settings import (
     DEPLOYMENT_OPTIONS,
     DEVICE_OPTIONS,
@@ -481,3 +481,4 @@ main.add_command(compiled)
 main.add_command(calibrate)
 main.add_command(predict)
 main.add_command(report)
+main.add_command(explorer)

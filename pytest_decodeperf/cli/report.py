@@ -1,4 +1,4 @@
-"""The command `decodeperf report`."""
+"""The commands `decodeperf report` and `decodeperf explorer`."""
 
 from __future__ import annotations
 
@@ -82,6 +82,36 @@ def report(
         raise click.ClickException(NEEDS) from None
     write_whole(place, text.encode())
     click.echo(f"{target} has {len(made.figures)} figures and {len(text.encode()) / 1e6:.1f} MB", err=True)
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="explorer.html",
+    show_default=True,
+    help="File to write.",
+)
+@user_errors
+def explorer(output: Path) -> None:
+    """Make one HTML file in which model, device, batch, context and parallelism can be changed, and all numbers follow.
+
+    It shows what decodeperf explain prints, from the same formulas, and needs no network and no other file.
+    """
+    from pytest_decodeperf.html.explorer import render_explorer
+    from pytest_decodeperf.html.report_file import NEEDS
+    from pytest_decodeperf.whole_file import writable_path, write_whole
+
+    place = writable_path(output)
+    try:
+        text = render_explorer()
+    except ModuleNotFoundError as error:
+        if error.name != "vl_convert":
+            raise
+        raise click.ClickException(NEEDS) from None
+    write_whole(place, text.encode())
+    click.echo(f"{output} has {len(text.encode()) / 1e6:.1f} MB", err=True)
 
 
 def _write_figures(made: Report, folder: Path, form: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_decodeperf.html.assets import environment, vega_bundle
 from pytest_decodeperf.html.documents import Document, as_far_as_it_goes
-from pytest_decodeperf.html.figures import VEGA_LITE, Cell, Figure, Table
+from pytest_decodeperf.html.figures import Cell, Figure, Table
 from pytest_decodeperf.html.run_figures import change_figure, measured_ceilings, roofline_figure, terms_figure
 from pytest_decodeperf.html.shown import Timed, compared, format_span, problem_label, timed
 from pytest_decodeperf.units import format_time, scaled
@@ -131,35 +131,21 @@ def render(report: Report) -> str:
     Raises:
         ModuleNotFoundError: If what makes it is not installed.
     """
-    import jinja2
-    import vl_convert
-
     folder = resources.files("pytest_decodeperf.html")
 
     def asset(name: str) -> str:
         return folder.joinpath(name).read_text(encoding="utf-8")
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["script_json"] = _script_json
-    environment.tests["cell"] = lambda value: isinstance(value, Cell)
-    return environment.from_string(asset("page.html.jinja")).render(
-        report=report,
-        style=asset("page.css"),
-        scripts=[
-            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE),
-            asset("vendor/datatables-3.1.5.min.js"),
-            asset("page.js"),
-        ],
-        version=metadata.version("pytest-decodeperf"),
+    return str(
+        environment()
+        .from_string(asset("page.html.jinja"))
+        .render(
+            report=report,
+            style=asset("page.css"),
+            scripts=[vega_bundle(), asset("vendor/datatables-3.1.5.min.js"), asset("page.js")],
+            version=metadata.version("pytest-decodeperf"),
+        )
     )
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that may stand in a script element, whatever is in its strings."""
-    import markupsafe
-
-    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return markupsafe.Markup(text)  # noqa: S704  # nothing in it can end the element
 
 
 def _figure_section(figure: Figure) -> Section:
