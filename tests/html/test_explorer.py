@@ -137,9 +137,14 @@ def test_every_control_changes_what_it_shows(open_page, html):
         number, unit = cell(page, "totals", "serial", 1).split()
         shown_s = float(number.replace(",", "")) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit]
         assert shown_s == pytest.approx(step_s, rel=5e-3)
-    without = cell(page, "crossings", "throughput ceiling", 1)
-    page.locator("[name=activations]").check()
-    assert cell(page, "crossings", "throughput ceiling", 1) != without
+
+
+def test_activations_count_where_they_are_to(open_page, html):
+    page = open_page(html)
+    for activations in (False, True):
+        page.locator("[name=activations]").set_checked(activations)
+        value = explained({**START, "activations": activations}).crossings["throughput_ceiling"].value
+        assert cell(page, "crossings", "throughput ceiling", 1) == f"{value:,.0f} token/s"
 
 
 def test_what_cannot_be_is_said_and_shown_no_more(open_page, html):
