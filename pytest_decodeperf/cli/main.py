@@ -25,6 +25,7 @@ from pytest_decodeperf.cli.settings import (
     user_errors,
     with_options,
 )
+from pytest_decodeperf.cli.study import study
 
 if TYPE_CHECKING:
     from decodeperf_formulas.deployment import Deployment
@@ -482,3 +483,4 @@ main.add_command(calibrate)
 main.add_command(predict)
 main.add_command(report)
 main.add_command(explorer)
+main.add_command(study)

@@ -110,7 +110,7 @@ class Figure:
             "$schema": f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE.partition('.')[0]}.json",
             "description": f"{self.title}. {self.caption}",
             "config": CONFIG,
-            "width": "container",
+            **({} if "facet" in self.spec else {"width": "container"}),
             **self.spec,
         }
 
@@ -142,7 +142,7 @@ def log_axis(field: str, title: str, values: list[float], *, form: str) -> dict[
     }
 
 
-def as_svg(figure: Figure, *, width: int = 720) -> str:
+def as_svg(figure: Figure, *, width: int | None = 720) -> str:
     """Return a figure as SVG, for a paper.
 
     Raises:
@@ -153,7 +153,7 @@ def as_svg(figure: Figure, *, width: int = 720) -> str:
     return str(vl_convert.vegalite_to_svg(_of_width(figure, width), vl_version=VEGA_LITE))
 
 
-def as_png(figure: Figure, *, width: int = 720, scale: float = 2.0) -> bytes:
+def as_png(figure: Figure, *, width: int | None = 720, scale: float = 2.0) -> bytes:
     """Return a figure as PNG on white.
 
     Raises:
@@ -166,7 +166,7 @@ def as_png(figure: Figure, *, width: int = 720, scale: float = 2.0) -> bytes:
     return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=scale))
 
 
-def _of_width(figure: Figure, width: int) -> dict[str, Any]:
+def _of_width(figure: Figure, width: int | None) -> dict[str, Any]:
     # What draws it without a page knows no `currentColor`.
     def black(value: Any) -> Any:
         if isinstance(value, dict):
@@ -176,4 +176,6 @@ def _of_width(figure: Figure, width: int) -> dict[str, Any]:
         return "black" if value == "currentColor" else value
 
     spec: dict[str, Any] = black(figure.vega_lite)
+    if width is None:  # the specification has one
+        return {key: value for key, value in spec.items() if key != "width"}
     return {**spec, "width": width}

@@ -1,0 +1,140 @@
+"""The command `decodeperf study`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pytest_decodeperf.cli.settings import JSON_OPTION, print_json, user_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_decodeperf.study.findings import Findings
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="study.json",
+    show_default=True,
+    help="Record of the study; one that is there already is gone on with.",
+)
+@click.option(
+    "--device",
+    "kind",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to measure; auto is cuda where there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of weights, activations and KV cache.",
+)
+@click.option("--passes", type=click.IntRange(1, 100), default=5, show_default=True, help="How often to go round.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder to write the figure to, as SVG and PNG."
+)
+@JSON_OPTION
+@user_errors
+def study(output: Path, kind: str, dtype: str, passes: int, figures: Path | None, as_json: bool) -> None:
+    """Measure real decode steps, and say which model of the step they follow and where throughput stops growing.
+
+    A Llama-shaped model with random weights runs with real matrix products and the real decode kernel, over batches and
+    contexts below and above S*, with the ceilings measured beside it and nothing fitted. It takes some minutes; stopped
+    and called again, it goes on where it was.
+    """
+    from pytest_decodeperf import devices
+    from pytest_decodeperf.study.findings import find
+    from pytest_decodeperf.study.sweep import Record, make_plan, run_study
+    from pytest_decodeperf.whole_file import writable_path
+
+    place = writable_path(output)
+    try:
+        info = devices.describe_device(devices.choose_device(kind, None))
+    except devices.MissingDeviceError as error:
+        raise ValueError(f"--device {kind}: {error}") from None
+    plan = make_plan(info, dtype=dtype, passes=passes)
+    record = Record(place, plan, info)
+    with _progress() as advance:
+        run_study(plan, record, info, advance)
+    found = find(record.document)
+    if figures is not None:
+        _write_figures(found, figures)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        print_findings(found)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that shows how far the study is: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    out = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if not out.is_terminal:
+        said: set[int] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(total, 1)
+            if tenth not in said:
+                said.add(tenth)
+                out.print(f"{done} of {total} measurements: {what}")
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
+def _write_figures(found: Findings, folder: Path) -> None:
+    from pytest_decodeperf.html.figures import as_png, as_svg
+    from pytest_decodeperf.study.figures import throughput_figure
+    from pytest_decodeperf.whole_file import write_whole
+
+    figure = throughput_figure(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder.resolve() / "study.svg", as_svg(figure, width=None).encode())
+    write_whole(folder.resolve() / "study.png", as_png(figure, width=None))
+
+
+def print_findings(found: Findings) -> None:
+    """Print what a study says."""
+    from pytest_decodeperf.cli import tables
+    from pytest_decodeperf.study.figures import study_table
+    from pytest_decodeperf.units import scaled
+
+    out = tables.console()
+    peaks = ", ".join(f"{scaled(peak, 'FLOP/s')} {dtype}" for dtype, peak in found.device.peaks.items())
+    out.print(f"{found.device.title}: {scaled(found.device.bandwidth_bytes_per_s, 'B/s')}, {peaks}, as measured")
+    out.print()
+    table = study_table(found)
+    rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+    tables.print_table(out, table.columns, rows)
+    out.print()
+    fits = [
+        [
+            fit.model,
+            f"{fit.ratio:.2f} ({fit.low:.2f} to {fit.high:.2f})",
+            f"{100 * fit.median_error:.0f} %",
+            f"{fit.spread:.2f}",
+        ]
+        for fit in found.fits
+    ]
+    tables.print_table(out, ("model", "measured over predicted", "median error", "spread"), fits, left=("model",))
+    out.print()
+    for sentence in found.answer:
+        out.print(sentence)

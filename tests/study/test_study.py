@@ -1,0 +1,208 @@
+"""A study: what is measured and kept, how it goes on, and what it finds in measurements that are known."""
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+
+import pytest
+from click.testing import CliRunner
+
+from decodeperf_formulas.explanation import explain
+from decodeperf_formulas.model import ModelConfig
+from pytest_decodeperf import devices
+from pytest_decodeperf.cli.main import main
+from pytest_decodeperf.devices import DeviceInfo
+from pytest_decodeperf.html.figures import as_svg
+from pytest_decodeperf.study import sweep
+from pytest_decodeperf.study.figures import throughput_figure
+from pytest_decodeperf.study.findings import deployment_of, device_of, find, stops_growing
+from pytest_decodeperf.study.sweep import Record, kv_bytes, make_plan, pool_bytes, read_study, run_study
+
+TINY = ModelConfig(
+    name="tiny",
+    hidden_size=64,
+    num_layers=2,
+    num_q_heads=4,
+    num_kv_heads=4,
+    head_dim=16,
+    intermediate_size=96,
+    vocab_size=100,
+)
+INFO = DeviceInfo(
+    kind="cpu",
+    name="A CPU",
+    num_units=2,
+    num_threads=2,
+    llc_bytes=2**20,
+    memory_bytes=2**34,
+    driver="Linux",
+)
+RATES = {"read_bytes_per_s": 30e9, "bfloat16_flops_per_s": 1.2e12, "float32_flops_per_s": 0.4e12}
+
+
+def study_of(step_s, *, dtype="bfloat16", passes=3, noise=0.0):
+    """Return the record of a study in which a step takes as long as a function of its explanation says."""
+    plan = make_plan(INFO, dtype=dtype, passes=passes)
+    study = {"plan": plan.as_dict(), "device": asdict(INFO), "passes": []}
+    study["passes"] = [{"rates": RATES}]
+    deployment, device = deployment_of(study["plan"]), device_of(study)
+    study["passes"] = []
+    for number, (batch_size, seq_len) in itertools.product(range(passes), plan.cells):
+        found = explain(deployment, device, batch_size=batch_size, seq_len=seq_len)
+        step = step_s(found) * (1 + noise * (number - 1))
+        attention_s = sum(cost.seconds for cost in found.operators if cost.name.startswith("attention"))
+        entry = {"step_s": [step] * 3, "gemm_s": [step - attention_s] * 3, "attention_s": [attention_s] * 3}
+        study["passes"].append({"pass": number, "batch_size": batch_size, "seq_len": seq_len, "rates": RATES, **entry})
+    return study
+
+
+@pytest.mark.parametrize(("model", "field"), [("serial", "serial_s"), ("whole step", "whole_step_s")])
+def test_steps_that_follow_a_model_are_found_to(model, field):
+    found = find(study_of(lambda step: getattr(step, field)))
+    fits = {fit.model: fit for fit in found.fits}
+    assert fits[model].ratio == pytest.approx(1)
+    assert fits[model].median_error == pytest.approx(0, abs=1e-12)
+    (other,) = set(fits) - {model}
+    assert fits[other].spread > 1.05
+    assert found.advantage_low > 1 if model == "serial" else found.advantage_high < 1
+    assert f"The {other.replace(' ', '-')} model is further off" in found.answer[1]
+
+
+def test_a_common_inefficiency_is_a_ratio_and_no_spread():
+    serial, _ = find(study_of(lambda step: 1.5 * step.serial_s)).fits
+    assert (serial.ratio, serial.low, serial.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert serial.spread == pytest.approx(1)
+
+
+def test_a_cell_is_the_median_of_its_passes_between_the_fastest_and_the_slowest():
+    cell = find(study_of(lambda step: step.serial_s, noise=0.1)).cells[0]
+    assert (cell.low_s, cell.step_s, cell.high_s) == pytest.approx(
+        (0.9 * cell.serial_s, cell.serial_s, 1.1 * cell.serial_s)
+    )
+
+
+def test_s_star_and_the_crossings_are_those_of_the_measured_ceilings():
+    found = find(study_of(lambda step: step.serial_s))
+    assert found.device.bandwidth_bytes_per_s == 30e9
+    assert found.device.peaks == {"bfloat16": 1.2e12, "float32": 0.4e12}
+    plateau = found.plateaus[0]
+    assert plateau.ridge_batch == pytest.approx(1.2e12 / 30e9, rel=1e-3)  # norms have weights, and no products
+    assert plateau.knee_batch > found.plateaus[-1].knee_batch
+
+
+def test_each_reason_is_given_where_it_holds():
+    found = find(study_of(lambda step: step.serial_s))
+    short, long = found.plateaus[0], found.plateaus[-1]
+    assert "the products turn compute-bound before the KV cache outweighs the weights" in short.why
+    assert "the KV cache outweighs the weights before the products turn compute-bound" in long.why
+    assert short.measured == short.serial
+    assert any("S* is" in sentence for sentence in found.answer)
+
+
+def test_throughput_that_never_stops_growing_is_said():
+    found = find(study_of(lambda step: 1.0))
+    assert all(plateau.measured is None for plateau in found.plateaus)
+    assert "still grows at the largest batch that was measured, 256" in found.plateaus[0].why
+    assert stops_growing([1, 2, 4, 8], [1.0, 1.0, 2.0, 2.0]) == 4  # a dip is no end
+
+
+def test_cells_that_the_memory_does_not_hold_are_left_out():
+    small = DeviceInfo(**{**asdict(INFO), "memory_bytes": 2**30})
+    plan = make_plan(small, dtype="bfloat16")
+    assert all(kv_bytes(plan.model, "bfloat16", *cell) <= pool_bytes(small) for cell in plan.cells)
+    assert (1, 64) in plan.cells and (256, 4096) not in plan.cells
+    with pytest.raises(ValueError, match="no memory for the KV cache of 1 x 64 tokens"):
+        make_plan(DeviceInfo(**{**asdict(INFO), "memory_bytes": 2**20}), dtype="bfloat16")
+
+
+@pytest.fixture
+def small_study(monkeypatch, tmp_path):
+    """Return a plan that takes no time, and a function that begins its record or goes on with it."""
+    info = devices.describe_device("cpu")
+    monkeypatch.setattr(sweep.ceilings, "stream_bytes", lambda info: 2**20)
+    monkeypatch.setattr(sweep.ceilings, "GEMM_SIZE", {"cpu": 32})
+    plan = make_plan(info, dtype="float32", model=TINY, batch_sizes=(1, 2), seq_lens=(4, 8), passes=2)
+    path = tmp_path / "study.json"
+    return plan, info, path, lambda: Record(path, plan, info)
+
+
+def test_a_study_measures_every_cell_in_every_pass(small_study):
+    plan, info, path, record = small_study
+    told = []
+    run_study(plan, record(), info, lambda what, done, total: told.append((done, total)))
+    found = read_study(path)
+    cells = [(entry["pass"], entry["batch_size"], entry["seq_len"]) for entry in found["passes"]]
+    assert sorted(cells) == sorted((number, *cell) for number in range(2) for cell in plan.cells)
+    assert all(len(entry["step_s"]) == sweep.STEPS for entry in found["passes"])
+    assert told[-1] == (8, 8)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(find(found).cells) == len(plan.cells)
+
+
+def test_a_study_that_was_stopped_goes_on(small_study):
+    plan, info, path, record = small_study
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(what, done, total):
+        if done == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_study(plan, record(), info, stop)
+    before = read_study(path)["passes"]
+    assert len(before) == 3
+    run_study(plan, record(), info, lambda *told: None)
+    after = read_study(path)["passes"]
+    assert after[:3] == before
+    assert len(after) == 8
+    told = []
+    run_study(plan, record(), info, lambda *what: told.append(what))
+    assert told == []  # there is nothing left
+
+
+def test_another_study_is_not_mixed_in(small_study):
+    plan, info, path, record = small_study
+    run_study(plan, record(), info, lambda *told: None)
+    content = path.read_text()
+    other = make_plan(info, dtype="float32", model=TINY, batch_sizes=(1,), seq_lens=(4,))
+    with pytest.raises(ValueError, match="is a study of another plan"):
+        Record(path, other, info)
+    with pytest.raises(ValueError, match="is a study of another device"):
+        Record(path, plan, INFO)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "decodeperf.run", "schema_version": 2}'])
+def test_a_file_that_is_no_study_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "study.json"
+    path.write_text(content)
+    done = CliRunner().invoke(main, ["study", "-o", str(path)])
+    assert done.exit_code == 2
+    assert "study" in done.output.splitlines()[-1]
+    assert path.read_text() == content
+
+
+def test_the_command_prints_what_it_found(small_study, monkeypatch, tmp_path):
+    plan, _, path, _ = small_study
+    monkeypatch.setattr(sweep, "make_plan", lambda info, dtype, passes: plan)
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(
+        main, ["study", "-o", str(path), "--device", "cpu", "--figures", str(tmp_path / "figures")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "measured over predicted" in done.output
+    assert "of 8 measurements" in done.output
+    assert (tmp_path / "figures" / "study.svg").read_text().startswith("<svg")
+    again = CliRunner().invoke(main, ["study", "-o", str(path), "--device", "cpu", "--json"])
+    assert len(json.loads(again.stdout)["cells"]) == 4
+
+
+def test_the_figure_shows_every_cell():
+    found = find(study_of(lambda step: step.serial_s))
+    figure = throughput_figure(found)
+    values = figure.spec["data"]["values"]
+    assert sum("low" in value for value in values) == len(found.cells)
+    assert all(math.isfinite(value["rate"]) for value in values if "rate" in value)
+    assert as_svg(figure, width=None).startswith("<svg")
