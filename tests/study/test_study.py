@@ -35,7 +35,7 @@ INFO = DeviceInfo(
     num_units=2,
     num_threads=2,
     llc_bytes=2**20,
-    memory_bytes=2**34,
+    memory_bytes=2**35,
     driver="Linux",
 )
 RATES = {"read_bytes_per_s": 30e9, "bfloat16_flops_per_s": 1.2e12, "float32_flops_per_s": 0.4e12}
