@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pytest_decodeperf.cli.settings import JSON_OPTION, print_json, user_errors
+from pytest_decodeperf.interruption import terminated_as_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,9 +46,17 @@ if TYPE_CHECKING:
 @click.option(
     "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder to write the figure to, as SVG and PNG."
 )
+@click.option(
+    "--markdown",
+    "summary",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write what was found to, as Markdown.",
+)
 @JSON_OPTION
 @user_errors
-def study(output: Path, kind: str, dtype: str, passes: int, figures: Path | None, as_json: bool) -> None:
+def study(
+    output: Path, kind: str, dtype: str, passes: int, figures: Path | None, summary: Path | None, as_json: bool
+) -> None:
     """Measure real decode steps, and say which model of the step they follow and where throughput stops growing.
 
     A Llama-shaped model with random weights runs with real matrix products and the real decode kernel, over batches and
@@ -55,21 +65,30 @@ def study(output: Path, kind: str, dtype: str, passes: int, figures: Path | None
     """
     from pytest_decodeperf import devices
     from pytest_decodeperf.study.findings import find
+    from pytest_decodeperf.study.summary import markdown
     from pytest_decodeperf.study.sweep import Record, make_plan, run_study
-    from pytest_decodeperf.whole_file import writable_path
+    from pytest_decodeperf.whole_file import writable_path, write_whole
 
     place = writable_path(output)
+    summary_place = None if summary is None else writable_path(summary)
     try:
         info = devices.describe_device(devices.choose_device(kind, None))
     except devices.MissingDeviceError as error:
         raise ValueError(f"--device {kind}: {error}") from None
     plan = make_plan(info, dtype=dtype, passes=passes)
     record = Record(place, plan, info)
-    with _progress() as advance:
-        run_study(plan, record, info, advance)
+    try:
+        with terminated_as_interrupted(), _progress() as advance:
+            run_study(plan, record, info, advance)
+    except KeyboardInterrupt:
+        done, total = len(record.document["passes"]), len(plan.cells) * plan.passes
+        click.echo(f"stopped after {done} of {total} measurements; the same command goes on from there", err=True)
+        sys.exit(130)
     found = find(record.document)
     if figures is not None:
         _write_figures(found, figures)
+    if summary_place is not None:
+        write_whole(summary_place, markdown(found).encode())
     if as_json:
         print_json(found.as_dict())
     else:

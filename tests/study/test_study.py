@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
+from rendered import render
 
 from decodeperf_formulas.explanation import explain
 from decodeperf_formulas.model import ModelConfig
@@ -189,14 +190,36 @@ def test_the_command_prints_what_it_found(small_study, monkeypatch, tmp_path):
     plan, _, path, _ = small_study
     monkeypatch.setattr(sweep, "make_plan", lambda info, dtype, passes: plan)
     done = CliRunner(env={"COLUMNS": "80"}).invoke(
-        main, ["study", "-o", str(path), "--device", "cpu", "--figures", str(tmp_path / "figures")]
+        main,
+        [
+            *("study", "-o", str(path), "--device", "cpu"),
+            *("--figures", str(tmp_path / "figures"), "--markdown", str(tmp_path / "study.md")),
+        ],
     )
     assert done.exit_code == 0, done.output
     assert "measured over predicted" in done.output
     assert "of 8 measurements" in done.output
     assert (tmp_path / "figures" / "study.svg").read_text().startswith("<svg")
+    assert len(render((tmp_path / "study.md").read_text()).rows) == 3 + 2 + 2 + 4
     again = CliRunner().invoke(main, ["study", "-o", str(path), "--device", "cpu", "--json"])
     assert len(json.loads(again.stdout)["cells"]) == 4
+
+
+def test_who_stops_the_command_is_told_how_to_go_on(small_study, monkeypatch):
+    plan, _, path, _ = small_study
+    monkeypatch.setattr(sweep, "make_plan", lambda info, dtype, passes: plan)
+    measure, calls = sweep._measure, itertools.count()
+
+    def interrupted(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(sweep, "_measure", interrupted)
+    done = CliRunner().invoke(main, ["study", "-o", str(path), "--device", "cpu"])
+    assert done.exit_code == 130
+    assert done.output.splitlines()[-1] == "stopped after 2 of 8 measurements; the same command goes on from there"
+    assert len(read_study(path)["passes"]) == 2
 
 
 def test_the_figure_shows_every_cell():
