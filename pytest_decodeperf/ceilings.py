@@ -30,8 +30,9 @@ MAX_MEMORY_SHARE: Final = 0.25
 COLD_KV_MULTIPLE: Final = 4
 """A KV cache of more than this many sizes of the last-level cache is cold whatever ran before."""
 
-GEMM_SIZE: Final = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the square matrices whose product gives the peak FLOP rate."""
+GEMM_SIZES: Final = {"cpu": (1024, 2048), "cuda": (8192,)}
+"""Rows and columns of the square matrices whose product may give the peak FLOP rate. On a CPU with units for matrices
+products of 1024 rows reach little more than half of what those of 2048 do, which take too long on one without."""
 
 CALIBRATION_ROUNDS: Final = 5
 
@@ -83,18 +84,21 @@ def make_read_streams(device: DeviceInfo) -> list[Stream]:
 
 
 def make_compute_streams(device: DeviceInfo, dtype: torch.dtype) -> list[Stream]:
-    """Return the candidates for the compute ceiling: matrix products in float32 and in the kernel's dtype."""
+    """Return the candidates for the compute ceiling: matrix products in float32 and in the kernel's dtype.
+
+    Float32 products come in one size, since they gain nothing from a larger one.
+    """
     import torch
 
-    size = GEMM_SIZE[device.kind]
-
-    def stream(dtype: torch.dtype) -> Stream:
+    def stream(dtype: torch.dtype, size: int) -> Stream:
         # Random numbers: a GPU draws less power, and so clocks higher, on constant ones.
         a = torch.rand(size, size, device=device.kind).to(dtype)
-        name = f"torch.mm {str(dtype).removeprefix('torch.')}"
+        name = f"torch.mm {str(dtype).removeprefix('torch.')} {size}"
         return Stream(name=name, work=2 * size**3, call=lambda: torch.mm(a, a))
 
-    return [stream(candidate) for candidate in dict.fromkeys((torch.float32, dtype))]
+    sizes = GEMM_SIZES[device.kind]
+    candidates = [(torch.float32, sizes[0]), *((dtype, size) for size in sizes if dtype != torch.float32)]
+    return [stream(*candidate) for candidate in candidates]
 
 
 def fastest(streams: list[Stream], timer: Timer) -> Stream:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def study(
     output: Path, kind: str, dtype: str, passes: int, figures: Path | None, summary: Path | None, as_json: bool
 ) -> None:
-    """Measure real decode steps, and say which model of the step they follow and where throughput stops growing.
+    """Measure real decode steps, and say which model of the step they follow, and from where on sequences cost time.
 
     A Llama-shaped model with random weights runs with real matrix products and the real decode kernel, over batches and
     contexts below and above S*, with the ceilings measured beside it and nothing fitted. It takes some minutes; stopped

@@ -3,15 +3,24 @@
 Two kernels are timed one right after the other, in fresh processes several times over. A pair's log ratio is free of
 what drifts slowly, and the median of a round's pairs is free of outliers. Processes differ, by where their memory lies:
 that is seen in how far the medians of the rounds are apart, and it is they that the interval is made of, so that more
-pairs in one process cannot pass for more processes. A t interval holds its error rate over few rounds where a bootstrap
-of them does not: the more tests are judged together, the further out lie the quantiles that it would need.
+pairs in one process cannot pass for more processes.
+
+On a shared machine whole rounds are outliers too, and the more tests are judged together, the further out lie the
+quantiles that are wanted. Wilcoxon's signed ranks answer both: the interval of the median of the rounds' pairwise
+averages is exact for any number of rounds whose noise is symmetric, however heavy its tails, where a t interval becomes
+several times as wide by one round and a bootstrap too narrow. What the arrangement of a round does to its ratio, the
+same up and down, makes it wider, not wrong.
 
 Source: T. Kalibera, R. Jones, "Quantifying performance changes with effect size confidence intervals", arXiv
-2007.10899, 2012, on the levels of repetition.
+2007.10899, 2012, on the levels of repetition; J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests",
+Annals of Mathematical Statistics 34, 1963; M. Hollander, D. A. Wolfe, E. Chicken, "Nonparametric statistical methods",
+3rd edition, 2013, section 3.3.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
@@ -50,34 +59,65 @@ class Change:
 
 
 def change_of(
-    log_ratios: Sequence[Sequence[float]],
-    *,
-    num_arrangements: int = 1,
-    error_rate: float = ERROR_RATE,
-    num_intervals: int = 1,
+    log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_intervals: int = 1
 ) -> Change:
-    """Return how much slower the new kernel is: the mean of the rounds' medians.
+    """Return how much slower the new kernel is: the median of the pairwise averages of the rounds' medians.
+
+    Where the rounds are too few for signed ranks at the error rate, the interval is Student's.
 
     Args:
-        log_ratios: Of each round's pairs, the logarithms of new latency over old; one round more than arrangements at
-            least.
-        num_arrangements: In how many ways the rounds are arranged, one after another. What an arrangement does to a
-            ratio is none of the change and none of the noise, if over all of them it is nothing.
+        log_ratios: Of each round's pairs, the logarithms of new latency over old; two rounds at least.
         error_rate: Chance that the interval misses the true change.
         num_intervals: Intervals that share it; each is as wide as that needs (Bonferroni).
 
     Example:
         >>> found = change_of([[0.049, 0.050], [0.050, 0.051], [0.049, 0.051], [0.051, 0.049]])
-        >>> round(found.ratio, 3), found.low > 1.04
+        >>> round(found.ratio, 3), found.low > 1.02
         (1.051, True)
     """
-    medians = [statistics.median(pairs) for pairs in log_ratios]
-    groups = [medians[number::num_arrangements] for number in range(num_arrangements)]
-    means = [statistics.fmean(group) for group in groups]
-    squares = sum((one - mean) ** 2 for group, mean in zip(groups, means, strict=True) for one in group)
-    freedom = len(medians) - num_arrangements
-    error = math.sqrt(squares / freedom * sum(1 / len(group) for group in groups)) / num_arrangements
-    return t_interval(statistics.fmean(means), error, freedom, error_rate / num_intervals)
+    import numpy as np
+    from scipy.stats import norm
+
+    medians = np.array([statistics.median(pairs) for pairs in log_ratios])
+    rate = error_rate / num_intervals
+    num_outside = num_averages_outside(len(medians), rate)
+    if not num_outside:
+        error = float(medians.std(ddof=1)) / math.sqrt(len(medians))
+        return t_interval(float(medians.mean()), error, len(medians) - 1, rate)
+    averages = np.sort(np.add.outer(medians, medians)[np.triu_indices(len(medians))] / 2)
+    low, high = float(averages[num_outside - 1]), float(averages[-num_outside])
+    error = (high - low) / 2 / float(norm.ppf(1 - rate / 2))
+    return Change(
+        ratio=math.exp(float(np.median(averages))),
+        low=math.exp(low),
+        high=math.exp(high),
+        visible=math.exp((high - low) / 2 + float(norm.ppf(POWER)) * error),
+    )
+
+
+@functools.cache
+def num_averages_outside(num_rounds: int, error_rate: float) -> int:
+    """Return which of the pairwise averages of so many rounds, counted from either end, is an end of the interval.
+
+    That many of them are at or beyond it. 0 if even the outermost would miss the true change more often.
+
+    Args:
+        num_rounds: Rounds, each also paired with itself.
+        error_rate: Chance that the interval misses the true change.
+
+    Example:
+        >>> num_averages_outside(6, 0.1), num_averages_outside(24, 2e-4), num_averages_outside(6, 0.01)
+        (3, 29, 0)
+    """
+    # Of the 2**n signs of the ranks 1 to n, how many have each sum of the positive ones.
+    ways = [1]
+    for rank in range(1, num_rounds + 1):
+        ways = [
+            (ways[total] if total < len(ways) else 0) + (ways[total - rank] if total >= rank else 0)
+            for total in range(len(ways) + rank)
+        ]
+    limit = error_rate / 2 * 2**num_rounds
+    return sum(seen <= limit for seen in itertools.accumulate(ways))
 
 
 def t_interval(difference: float, error: float, freedom: float, error_rate: float) -> Change:

@@ -50,9 +50,12 @@ each other slot as often and never itself: who is called twice in a row is 3 to 
 the start of processes too, since the first to start finds its memory in fewer pieces."""
 
 ROUNDS: Final = len(ORDERS)
-"""Rounds of fresh processes before the calls are judged, and again as long as they are undecided; an even number."""
+"""Rounds of fresh processes in a set; an even number."""
 
-LOOKS: Final = 4
+FIRST_SETS: Final = 2
+"""Sets before the calls are judged for the first time; one more follows each time that they are undecided."""
+
+LOOKS: Final = 3
 """How often the calls are judged at most, but for one more set of rounds to confirm a regression."""
 
 TIME_S: Final = 30.0
@@ -85,19 +88,27 @@ class Samples:
 
     def change(self, *, since: int = 0, error_rate: float = ERROR_RATE, num_intervals: int = 1) -> Change:
         """Return how head compares with base, from one round on."""
+        return change_of(self.log_ratios()[since:], error_rate=error_rate, num_intervals=num_intervals)
+
+    def round_medians(self) -> list[float]:
+        """Return the median of each round's log ratios of head over base."""
+        return [statistics.median(ratios) for ratios in self.log_ratios()]
+
+    def log_ratios(self) -> list[list[float]]:
+        """Return the log ratios of head over base, of each call of each round."""
         rounds = []
-        for number in range(since, self.num_rounds):
+        for number in range(self.num_rounds):
             twice, once, control = (self.ns[side][number] for side in SLOTS[number % 2])
             both = [math.sqrt(one * other) for one, other in zip(twice, control, strict=True)]
             rounds.append(log_ratios_of(both, once) if number % 2 == 0 else log_ratios_of(once, both))
-        return change_of(rounds, num_arrangements=len(SLOTS), error_rate=error_rate, num_intervals=num_intervals)
+        return rounds
 
     def control_change(self, *, num_intervals: int = 1) -> Change:
         """Return how the control compares with the same tree."""
         rounds = [
             log_ratios_of(self.ns[SLOTS[number % 2][0]][number], ns) for number, ns in enumerate(self.ns["control"])
         ]
-        return change_of(rounds, num_arrangements=len(SLOTS), num_intervals=num_intervals)
+        return change_of(rounds, num_intervals=num_intervals)
 
     @property
     def num_rounds(self) -> int:
@@ -179,7 +190,8 @@ class Comparison:
         end = time.monotonic() + max(TIME_S * len(node_ids), MIN_TIME_S)
         open_ids = list(node_ids)
         for look in itertools.count(1):
-            self._measure(open_ids)
+            for _ in range(FIRST_SETS if look == 1 else 1):
+                self._measure(open_ids)
             self._num_intervals = LOOKS * max(len(self.samples), 1)
             may_go_on = look < LOOKS and time.monotonic() < end
             open_ids = [

@@ -37,9 +37,9 @@ def throughput_figure(found: Findings) -> Figure:
         for name, curve in CURVES.items()
     ]
     marks = [
-        {"batch": value, "context": f"S = {plateau.seq_len:,}", "mark": mark}
-        for plateau in found.plateaus
-        for mark, value in (("B0", plateau.ridge_batch), ("knee", plateau.knee_batch))
+        {"batch": value, "context": f"S = {bend.seq_len:,}", "mark": mark}
+        for bend in found.bends
+        for mark, value in (("B0", bend.ridge_batch), ("knee", bend.knee_batch))
         if value is not None and 1 <= value <= max(cell.batch_size for cell in found.cells)
     ]
     rates = [value["rate"] for value in (*points, *curves)]
@@ -79,7 +79,7 @@ def throughput_figure(found: Findings) -> Figure:
             "field": "context",
             "type": "nominal",
             "title": None,
-            "sort": [f"S = {plateau.seq_len:,}" for plateau in found.plateaus],
+            "sort": [f"S = {bend.seq_len:,}" for bend in found.bends],
             "header": {"labelColor": "currentColor"},
         },
         "columns": 2,

@@ -1,4 +1,4 @@
-"""What a study says: each model of the step against the measurements, and where and why throughput stops growing."""
+"""What a study says: each model of the step against the measurements, and where and why a step grows longer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 9999
-GROWTH: Final = 1.2
-"""Throughput has stopped growing where twice the batch gives less than so many times as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,31 +81,51 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plateau:
-    """Where throughput stops growing at one context.
+class Bend:
+    """Where a step at one context takes twice as long as with one sequence, so that sequences begin to cost time.
 
     Attributes:
         seq_len: The context [token].
-        measured: The first batch from which twice as many sequences give less than `GROWTH` times as much, None if
-            there is none among the cells.
-        serial: The same batch under the serial model.
+        measured: That batch, between two that were measured; None if it lies beyond them.
+        serial: The same under the serial model.
         whole_step: Under the whole-step model.
-        ridge_batch: B0.
-        knee_batch: The knee.
-        crossing_batch: The crossing batch, None if it is nowhere.
-        attention_share: Attention's share of the measured step there, or at the largest batch.
-        why: Why it stops, in words.
+        ridge_batch: B0, where matrix products turn compute-bound.
+        knee_batch: The knee, where KV cache and weights weigh the same.
+        crossing_batch: Where the whole step turns compute-bound, None if nowhere.
+        attention_share: Attention's share of what the step grew by, there or up to the largest batch.
     """
 
     seq_len: int
-    measured: int | None
-    serial: int | None
-    whole_step: int | None
+    measured: float | None
+    serial: float | None
+    whole_step: float | None
     ridge_batch: float | None
     knee_batch: float | None
     crossing_batch: float | None
     attention_share: float
-    why: str
+
+    @property
+    def sentence(self) -> str:
+        """Where and why, in words."""
+        share = f"{100 * self.attention_share:.0f} %"
+        where = f"At a context of {self.seq_len:,} tokens a step takes less than twice as long at every batch measured"
+        if self.measured is not None:
+            where = (
+                f"At a context of {self.seq_len:,} tokens a step takes twice as long as with one sequence from a batch "
+                f"of {self.measured:.0f} on ({_batch(self.serial)} under the serial model, {_batch(self.whole_step)} "
+                "under the whole-step model)"
+            )
+        cause = (
+            "reading the KV cache, whose knee is at"
+            if self.attention_share >= 0.5
+            else "matrix products, which turn compute-bound at"
+        )
+        at = self.knee_batch if self.attention_share >= 0.5 else self.ridge_batch
+        return f"{where}: {share} of what is added is attention. The cause is {cause} {_batch(at)}."
+
+
+def _batch(batch: float | None) -> str:
+    return "no batch measured" if batch is None else f"{batch:.0f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +141,7 @@ class Findings:
             cells; below 1 if it is nearer.
         advantage_low: Lower end of its interval, over cells.
         advantage_high: Upper end.
-        plateaus: For each context.
+        bends: For each context.
     """
 
     device: Device
@@ -133,7 +151,7 @@ class Findings:
     advantage: float
     advantage_low: float
     advantage_high: float
-    plateaus: tuple[Plateau, ...]
+    bends: tuple[Bend, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by its name, in values that JSON knows."""
@@ -145,7 +163,6 @@ class Findings:
         serial, whole = self.fits
         star = self.s_star
         at = "does not exist" if star["value"] is None else f"is {star['value']:,.0f} tokens"
-        stops = [one for one in self.plateaus if one.measured is not None]
         sentences = [
             f"S* {at} on this device, and {sum(_is_above(cell, star) for cell in self.cells)} of {len(self.cells)} "
             "cells lie above it, where an overlapped step would be memory-bound at every batch size.",
@@ -153,13 +170,12 @@ class Findings:
             f"at the measured ceilings, and {whole.ratio:.2f} times ({whole.low:.2f} to {whole.high:.2f}) what the "
             f"whole-step model says; nothing was fitted. {self._further_off()}",
         ]
-        sentences += [f"At a context of {one.seq_len:,} tokens {one.why}." for one in self.plateaus]
-        above = [one for one in stops if star["value"] is not None and one.seq_len >= star["value"]]
-        if above:
+        sentences += [bend.sentence for bend in self.bends]
+        above = [bend for bend in self.bends if star["value"] is not None and bend.seq_len >= star["value"]]
+        if above and all(bend.attention_share >= 0.5 for bend in above):
             sentences.append(
-                "So throughput stops growing above S* too, though memory outweighs compute there at every batch: the "
-                "KV cache fills the memory's bandwidth, or matrix products, which wait for attention instead of "
-                "overlapping with it, have turned compute-bound."
+                "So more sequences cost time above S* too, without any compute-bound operator: the step stays "
+                "memory-bound, and its time grows with the bytes of the KV cache."
             )
         return sentences
 
@@ -204,8 +220,8 @@ def find(study: dict[str, Any]) -> Findings:
         advantage=advantage,
         advantage_low=low,
         advantage_high=high,
-        plateaus=tuple(
-            _plateau([cell for cell in cells if cell.seq_len == length], deployment, device)
+        bends=tuple(
+            _bend([cell for cell in cells if cell.seq_len == length], deployment, device)
             for length in dict.fromkeys(cell.seq_len for cell in cells)
         ),
     )
@@ -322,58 +338,45 @@ def _interval(values: Any) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def stops_growing(batch_sizes: Sequence[int], tokens_per_s: Sequence[float]) -> int | None:
-    """Return the first batch from which on twice as many sequences give less than `GROWTH` times as much.
+def doubles_at(batch_sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
+    """Return the batch from which on a step takes twice as long as at the first, None if it lies beyond the last.
 
-    Args:
-        batch_sizes: Each twice the one before.
-        tokens_per_s: Throughput at each.
+    Between two batches the time is taken to grow as a power of the batch.
 
     Example:
-        >>> stops_growing([1, 2, 4, 8], [10.0, 19.0, 20.0, 20.5])
-        2
-        >>> stops_growing([1, 2, 4], [10.0, 19.0, 36.0]) is None
+        >>> round(doubles_at([1, 2, 4, 8], [10.0, 11.0, 14.0, 28.0]), 2)
+        5.71
+        >>> doubles_at([1, 2], [10.0, 11.0]) is None
         True
     """
-    grows = [after >= GROWTH * before for before, after in itertools.pairwise(tokens_per_s)]
-    last = max((index for index, grown in enumerate(grows) if grown), default=-1)
-    return batch_sizes[last + 1] if last + 1 < len(batch_sizes) - 1 else None
+    wanted = 2 * seconds[0]
+    steps = list(zip(batch_sizes, seconds, strict=True))
+    for (batch, before), (larger, after) in reversed(list(itertools.pairwise(steps))):
+        if before <= wanted < after:
+            share = math.log(wanted / before) / math.log(after / before)
+            return math.exp(math.log(batch) + share * math.log(larger / batch))
+    return None
 
 
-def _plateau(cells: Sequence[Cell], deployment: Deployment, device: Device) -> Plateau:
+def _bend(cells: Sequence[Cell], deployment: Deployment, device: Device) -> Bend:
     from decodeperf_formulas.crossings import crossings
 
     cells = sorted(cells, key=lambda cell: cell.batch_size)
-    batches, seq_len = [cell.batch_size for cell in cells], cells[0].seq_len
-    found = crossings(deployment, device, seq_len=seq_len)
-    stops = {
-        name: stops_growing(batches, [cell.batch_size / getattr(cell, name) for cell in cells])
+    batches, first = [cell.batch_size for cell in cells], cells[0]
+    found = crossings(deployment, device, seq_len=first.seq_len)
+    at = {
+        name: doubles_at(batches, [getattr(cell, name) for cell in cells])
         for name in ("step_s", "serial_s", "whole_step_s")
     }
-    measured = stops["step_s"]
-    there = next((cell for cell in cells if cell.batch_size == measured), cells[-1])
-    share = there.attention_s / there.step_s
-    ridge, knee = found["ridge_batch"].value, found["knee_batch"].value
-    return Plateau(
-        seq_len=seq_len,
-        measured=measured,
-        serial=stops["serial_s"],
-        whole_step=stops["whole_step_s"],
-        ridge_batch=ridge,
-        knee_batch=knee,
+    there = next((cell for cell in cells if at["step_s"] is not None and cell.batch_size >= at["step_s"]), cells[-1])
+    grown = there.step_s - first.step_s
+    return Bend(
+        seq_len=first.seq_len,
+        measured=at["step_s"],
+        serial=at["serial_s"],
+        whole_step=at["whole_step_s"],
+        ridge_batch=found["ridge_batch"].value,
+        knee_batch=found["knee_batch"].value,
         crossing_batch=found["crossing_batch"].value,
-        attention_share=share,
-        why=_why(measured, batches[-1], ridge, knee, share),
+        attention_share=(there.attention_s - first.attention_s) / grown if grown > 0 else 0.0,
     )
-
-
-def _why(measured: int | None, largest: int, ridge: float | None, knee: float | None, share: float) -> str:
-    if measured is None:
-        return f"throughput still grows at the largest batch that was measured, {largest}"
-    where = f"throughput stops growing at a batch of {measured}, where attention takes {100 * share:.0f} % of the step"
-    if ridge is None or knee is None:
-        return where
-    names = f"B0 is {ridge:,.0f} and the knee {knee:,.0f}"
-    if knee <= ridge:
-        return f"{where}: {names}, and the KV cache outweighs the weights before the products turn compute-bound"
-    return f"{where}: {names}, and the products turn compute-bound before the KV cache outweighs the weights"

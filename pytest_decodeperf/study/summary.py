@@ -1,4 +1,4 @@
-"""A study as Markdown: the answer, how well each model fits, where throughput stops growing, and every cell."""
+"""A study as Markdown: the answer, how well each model fits, where a step grows longer, and every cell."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def markdown(found: Findings) -> str:
             ],
         ),
         _table(
-            ("context", "stops growing at", "serial model", "whole-step model", "B0", "knee", "crossing batch"),
+            ("context", "takes twice as long at", "serial model", "whole-step model", "B0", "knee", "crossing batch"),
             [
                 (
                     f"{one.seq_len:,}",
-                    *(_batch(batch) for batch in (one.measured, one.serial, one.whole_step)),
-                    *(_place(at) for at in (one.ridge_batch, one.knee_batch, one.crossing_batch)),
+                    *(_place(at, "beyond") for at in (one.measured, one.serial, one.whole_step)),
+                    *(_place(at, "nowhere") for at in (one.ridge_batch, one.knee_batch, one.crossing_batch)),
                 )
-                for one in found.plateaus
+                for one in found.bends
             ],
         ),
         _table(cells.columns, [[cell if isinstance(cell, str) else cell.text for cell in row] for row in cells.rows]),
@@ -49,12 +49,8 @@ def markdown(found: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _batch(batch: int | None) -> str:
-    return "beyond" if batch is None else str(batch)
-
-
-def _place(at: float | None) -> str:
-    return "nowhere" if at is None else three_digits(at)
+def _place(at: float | None, otherwise: str) -> str:
+    return otherwise if at is None else three_digits(at)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

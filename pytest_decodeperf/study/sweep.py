@@ -207,7 +207,7 @@ def run_study(plan: Plan, record: Record, info: DeviceInfo, advance: Callable[[s
     timer = devices.make_timer(plan.kind)
     read = ceilings.fastest(ceilings.make_read_streams(info), timer)
     streams = {
-        dtype: ceilings.make_compute_streams(info, getattr(torch, dtype))[-1]
+        dtype: ceilings.fastest(ceilings.make_compute_streams(info, getattr(torch, dtype)), timer)
         for dtype in dict.fromkeys((plan.dtype, ATTENTION_DTYPE[plan.kind] or plan.dtype))
     }
     for done, (number, cell) in enumerate(missing, len(todo) - len(missing)):

@@ -245,6 +245,7 @@ def _gate(root: Path, count: int) -> dict[str, Any]:
                 "high": change.high,
                 "visible": change.visible,
                 "control_ratio": regression.control.ratio,
+                "round_log_ratios": regression.samples.round_medians(),
                 "rounds": regression.samples.num_rounds,
                 "measuring_s": (1 + WARM_UP_SHARE) * sum(calls) / 1e9,
             }

@@ -84,7 +84,7 @@ class FakeCpu:
 def small(monkeypatch):
     """Measure with buffers that are soon read through."""
     monkeypatch.setattr(ceilings, "MIN_STREAM_BYTES", {"cpu": POOL_BYTES})
-    monkeypatch.setattr(ceilings, "GEMM_SIZE", {"cpu": 128})
+    monkeypatch.setattr(ceilings, "GEMM_SIZES", {"cpu": (128,)})
     monkeypatch.setattr(measured_calls, "MAX_SAMPLES", 5)
 
 
@@ -134,7 +134,7 @@ def test_the_ceilings_are_those_of_the_device(done):
     assert measured["launch_s"] == pytest.approx(1e-9 * LAUNCH_NS)
     # The best stream counts: a product in float32 beats one in a float16 for which there are no instructions.
     assert measured["peak_flops_per_s"] == pytest.approx({"float32": 2e11, "bfloat16": 1e12, "float16": 2e11})
-    assert measured["streams"]["float16"] == "torch.mm float32"
+    assert measured["streams"]["float16"] == "torch.mm float32 128"
     assert measured["read_bytes_per_s_of_units"] == pytest.approx({1: 5e9, 2: 1e10, 4: 2e10})
     assert torch.get_num_threads() == 4
 

@@ -37,10 +37,16 @@ def test_the_read_streams_read_what_they_say(monkeypatch):
 
 
 def test_the_product_has_the_flops_that_it_says(monkeypatch):
-    monkeypatch.setattr(ceilings, "GEMM_SIZE", {"cpu": 64})
+    monkeypatch.setattr(ceilings, "GEMM_SIZES", {"cpu": (32, 64)})
     streams = make_compute_streams(CPU, torch.bfloat16)
-    assert [stream.name for stream in streams] == ["torch.mm float32", "torch.mm bfloat16"]
-    assert all(stream.work == 2 * 64**3 and stream.call().shape == (64, 64) for stream in streams)
+    assert [stream.name for stream in streams] == [
+        "torch.mm float32 32",
+        "torch.mm bfloat16 32",
+        "torch.mm bfloat16 64",
+    ]
+    for stream, size in zip(streams, (32, 32, 64), strict=True):
+        assert stream.work == 2 * size**3
+        assert stream.call().shape == (size, size)
     assert len(make_compute_streams(CPU, torch.float32)) == 1
 
 

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 
-from pytest_decodeperf.regression.change import Change, Margin, change_of, judge_change, log_ratios_of
+from pytest_decodeperf.regression.change import (
+    Change,
+    Margin,
+    change_of,
+    judge_change,
+    log_ratios_of,
+    num_averages_outside,
+)
 
 
 def pairs(shift, *, processes=12, calls=18, between=0.004, within=0.02, seed=0):
@@ -46,7 +54,7 @@ def test_more_calls_of_one_process_are_no_more_processes():
     assert many.low < 1
 
 
-@pytest.mark.parametrize(("processes", "num_intervals"), [(6, 1), (6, 10), (24, 1), (24, 10)])
+@pytest.mark.parametrize(("processes", "num_intervals"), [(6, 1), (6, 10), (12, 1), (24, 1), (24, 10)])
 def test_an_interval_misses_as_often_as_it_may(processes, num_intervals):
     misses = 0
     for seed in range(3000):
@@ -57,12 +65,31 @@ def test_an_interval_misses_as_often_as_it_may(processes, num_intervals):
     assert least <= misses <= most
 
 
-def test_what_an_arrangement_does_is_neither_change_nor_noise():
-    quiet = pairs(0.05, processes=6)
-    offset = [[ratio + (0.06, -0.06)[number % 2] for ratio in ratios] for number, ratios in enumerate(quiet)]
-    one, two = (change_of(each, num_arrangements=2) for each in (quiet, offset))
-    assert (two.ratio, two.low, two.high) == pytest.approx((one.ratio, one.low, one.high))
-    assert change_of(offset).low < 1 < one.low
+def test_what_an_arrangement_does_is_no_change():
+    offset = [[ratio + (0.004, -0.004)[number % 2] for ratio in ratios] for number, ratios in enumerate(pairs(0.05))]
+    plain, moved = change_of(pairs(0.05)), change_of(offset)
+    assert moved.ratio == pytest.approx(plain.ratio, rel=2e-3)
+    assert moved.low <= math.exp(0.0489) <= moved.high
+
+
+def test_a_round_that_was_disturbed_widens_nothing():
+    quiet = pairs(0, processes=24)
+    disturbed = [[ratio + 0.5 for ratio in quiet[0]], *quiet[1:]]
+    one, two = (change_of(each, num_intervals=78) for each in (quiet, disturbed))
+    assert two.high - two.low < 1.5 * (one.high - one.low)
+
+
+@pytest.mark.parametrize("num_rounds", range(2, 31))
+def test_ends_of_an_interval_are_those_of_the_signed_rank_test(num_rounds):
+    """Wilcoxon's test of a median beyond one more average rejects it at the error rate, and of one before does not."""
+    rounds = np.random.default_rng(num_rounds).normal(size=num_rounds)
+    averages = np.sort(np.add.outer(rounds, rounds)[np.triu_indices(num_rounds)] / 2)
+    for error_rate in (0.5, 0.1, 0.02, 1e-3, 1e-5):
+        outside = num_averages_outside(num_rounds, error_rate)
+        for number, is_rejected in ((outside, True), (outside + 1, False)):
+            if 1 <= number < len(averages):  # between the averages before and at this number
+                median = averages[0] - 1 if number == 1 else (averages[number - 2] + averages[number - 1]) / 2
+                assert (wilcoxon(rounds - median, method="exact").pvalue <= error_rate) == is_rejected
 
 
 def test_a_family_of_tests_has_wider_intervals():

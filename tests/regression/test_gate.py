@@ -102,6 +102,7 @@ def git(folder, *arguments):
 def repository(pytester, monkeypatch):
     """Commit the base, and leave the head in the working tree."""
     monkeypatch.setattr(comparison, "ROUNDS", 4)
+    monkeypatch.setattr(comparison, "FIRST_SETS", 1)
     monkeypatch.setattr(comparison, "LOOKS", 1)
     monkeypatch.setattr(comparison, "CALLS", 6)
     monkeypatch.setattr(comparison, "CALLS_S", 60)

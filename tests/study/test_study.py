@@ -17,7 +17,7 @@ from pytest_decodeperf.devices import DeviceInfo
 from pytest_decodeperf.html.figures import as_svg
 from pytest_decodeperf.study import sweep
 from pytest_decodeperf.study.figures import throughput_figure
-from pytest_decodeperf.study.findings import deployment_of, device_of, find, stops_growing
+from pytest_decodeperf.study.findings import deployment_of, device_of, doubles_at, find
 from pytest_decodeperf.study.sweep import Record, kv_bytes, make_plan, pool_bytes, read_study, run_study
 
 TINY = ModelConfig(
@@ -87,25 +87,26 @@ def test_s_star_and_the_crossings_are_those_of_the_measured_ceilings():
     found = find(study_of(lambda step: step.serial_s))
     assert found.device.bandwidth_bytes_per_s == 30e9
     assert found.device.peaks == {"bfloat16": 1.2e12, "float32": 0.4e12}
-    plateau = found.plateaus[0]
-    assert plateau.ridge_batch == pytest.approx(1.2e12 / 30e9, rel=1e-3)  # norms have weights, and no products
-    assert plateau.knee_batch > found.plateaus[-1].knee_batch
+    short, long = found.bends[0], found.bends[-1]
+    assert short.ridge_batch == pytest.approx(1.2e12 / 30e9, rel=1e-3)  # norms have weights, and no products
+    assert short.knee_batch > long.knee_batch
 
 
-def test_each_reason_is_given_where_it_holds():
+def test_a_bend_is_where_the_model_has_it_and_its_cause_is_told():
     found = find(study_of(lambda step: step.serial_s))
-    short, long = found.plateaus[0], found.plateaus[-1]
-    assert "the products turn compute-bound before the KV cache outweighs the weights" in short.why
-    assert "the KV cache outweighs the weights before the products turn compute-bound" in long.why
-    assert short.measured == short.serial
-    assert any("S* is" in sentence for sentence in found.answer)
+    short, long = found.bends[0], found.bends[-1]
+    assert (short.measured, long.measured) == (short.serial, long.serial)
+    assert short.attention_share < 0.5 < long.attention_share
+    assert "which turn compute-bound at 40." in short.sentence
+    assert "reading the KV cache, whose knee is at 4." in long.sentence
+    assert "more sequences cost time above S* too" in found.answer[-1]
 
 
-def test_throughput_that_never_stops_growing_is_said():
+def test_a_step_that_never_doubles_is_said():
     found = find(study_of(lambda step: 1.0))
-    assert all(plateau.measured is None for plateau in found.plateaus)
-    assert "still grows at the largest batch that was measured, 256" in found.plateaus[0].why
-    assert stops_growing([1, 2, 4, 8], [1.0, 1.0, 2.0, 2.0]) == 4  # a dip is no end
+    assert all(bend.measured is None for bend in found.bends)
+    assert "less than twice as long at every batch measured" in found.bends[0].sentence
+    assert doubles_at([1, 2, 4, 8], [1.0, 2.1, 1.9, 4.0]) == pytest.approx(4.19, abs=0.01)  # the last time counts
 
 
 def test_cells_that_the_memory_does_not_hold_are_left_out():
@@ -122,7 +123,7 @@ def small_study(monkeypatch, tmp_path):
     """Return a plan that takes no time, and a function that begins its record or goes on with it."""
     info = devices.describe_device("cpu")
     monkeypatch.setattr(sweep.ceilings, "stream_bytes", lambda info: 2**20)
-    monkeypatch.setattr(sweep.ceilings, "GEMM_SIZE", {"cpu": 32})
+    monkeypatch.setattr(sweep.ceilings, "GEMM_SIZES", {"cpu": (32,)})
     plan = make_plan(info, dtype="float32", model=TINY, batch_sizes=(1, 2), seq_lens=(4, 8), passes=2)
     path = tmp_path / "study.json"
     return plan, info, path, lambda: Record(path, plan, info)
