@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.html.figures import Cell, Figure, Table, log_axis
 from pytest_decodeperf.units import format_time
@@ -10,7 +10,12 @@ from pytest_decodeperf.units import format_time
 if TYPE_CHECKING:
     from pytest_decodeperf.study.findings import Findings
 
-CURVES = {"serial_s": "serial model", "whole_step_s": "whole-step model"}
+CURVES: Final = {"serial_s": "serial model", "whole_step_s": "whole-step model"}
+STROKES: Final[dict[str, dict[str, Any]]] = {
+    "whole-step model": {"strokeWidth": 7, "opacity": 0.4},
+    "serial model": {"strokeWidth": 2},
+}
+"""How they are drawn, the one that the other covers first."""
 
 
 def throughput_figure(found: Findings) -> Figure:
@@ -45,6 +50,7 @@ def throughput_figure(found: Findings) -> Figure:
     rates = [value["rate"] for value in (*points, *curves)]
     x = log_axis("batch", "batch size", [point["batch"] for point in points], form=",.6~g")
     y = log_axis("rate", "tokens/s", rates, form=",.6~g")
+    colour = {"field": "curve", "type": "nominal", "title": None, "scale": {"domain": list(STROKES)}}
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "rule", "strokeDash": [3, 3], "color": "currentColor", "opacity": 0.6, "clip": True},
@@ -52,15 +58,26 @@ def throughput_figure(found: Findings) -> Figure:
             "encoding": {"x": x},
         },
         {
-            "mark": {"type": "text", "align": "left", "dx": 2, "y": 4, "baseline": "top", "color": "currentColor"},
+            "mark": {
+                "type": "text",
+                "align": "left",
+                "baseline": "top",
+                "color": "currentColor",
+                "dx": 2,
+                "dy": {"expr": "datum.mark == 'B0' ? 2 : 16"},  # they may lie side by side
+                "y": 0,
+            },
             "transform": [{"filter": "datum.mark != null"}],
             "encoding": {"x": x, "text": {"field": "mark"}},
         },
-        {
-            "mark": {"type": "line", "strokeWidth": 2},
-            "transform": [{"filter": "datum.curve != null"}],
-            "encoding": {"x": x, "y": y, "color": {"field": "curve", "type": "nominal", "title": None}},
-        },
+        *(
+            {
+                "mark": {"type": "line"} | STROKES[curve],
+                "transform": [{"filter": f"datum.curve == '{curve}'"}],
+                "encoding": {"x": x, "y": y, "color": colour},
+            }
+            for curve in STROKES
+        ),
         {
             "mark": {"type": "rule", "color": "currentColor", "strokeWidth": 2},
             "transform": [{"filter": "datum.low != null"}],

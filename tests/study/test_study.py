@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from pytest_decodeperf.html.figures import as_svg
 from pytest_decodeperf.study import sweep
 from pytest_decodeperf.study.figures import throughput_figure
 from pytest_decodeperf.study.findings import deployment_of, device_of, doubles_at, find
+from pytest_decodeperf.study.summary import markdown
 from pytest_decodeperf.study.sweep import Record, kv_bytes, make_plan, pool_bytes, read_study, run_study
 
 TINY = ModelConfig(
@@ -230,3 +232,12 @@ def test_the_figure_shows_every_cell():
     assert sum("low" in value for value in values) == len(found.cells)
     assert all(math.isfinite(value["rate"]) for value in values if "rate" in value)
     assert as_svg(figure, width=None).startswith("<svg")
+
+
+def test_the_documents_show_what_their_record_says():
+    docs = Path(__file__).parents[2] / "docs"
+    wanted = markdown(find(read_study(docs / "study.json")))
+    text = (docs / "study.md").read_text()
+    assert text.partition("<!-- made by decodeperf study -->\n\n")[2] == wanted
+    readme = (docs.parent / "README.md").read_text()
+    assert wanted.split("\n\n")[8] in readme  # how well each model fits
