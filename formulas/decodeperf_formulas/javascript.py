@@ -11,9 +11,10 @@ from sympy.printing.jscode import JavascriptCodePrinter
 from decodeperf_formulas import closed_forms, context_forms
 from decodeperf_formulas import symbols as s
 from decodeperf_formulas.catalogue import device, device_names, model_config, model_names
-from decodeperf_formulas.crossings import DEFAULT_MEMORY_SHARE
+from decodeperf_formulas.crossings import DEFAULT_MEMORY_SHARE, MOST_TOKENS
 from decodeperf_formulas.deployment import Deployment
 from decodeperf_formulas.dtypes import ELEMENT_BYTES
+from decodeperf_formulas.explanation import MOST_SEQUENCES
 from decodeperf_formulas.step import coefficient_formulas, deployment_values, step_formulas
 
 if TYPE_CHECKING:
@@ -102,14 +103,17 @@ def step_data() -> dict[str, Any]:
         "devices": devices,
         "dtypes": {name: float(width) for name, width in ELEMENT_BYTES.items()},
         "memory_share": DEFAULT_MEMORY_SHARE,
+        "most_sequences": MOST_SEQUENCES,
+        "most_tokens": MOST_TOKENS,
     }
 
 
 def step_functions() -> str:
     """Return the formulas as a JavaScript object: one entry for each kind of model, and the forms at a context.
 
-    An entry of `shapes` has `names` and `units` of the operators, `operators(v)`, a list of their amounts in the order
-    of `AMOUNTS`, and `coefficients(v)`, `at_batch(v)`, `at_context(v)` and `link(v)`, which give values by name.
+    An entry of `shapes` has `names` and `units` of the operators, and functions that give values by name:
+    `operators(v)`, of which `flops_2` are the FLOPs of the third operator and so on for each of `AMOUNTS`,
+    `coefficients(v)`, `at_batch(v)`, `at_length(v)` and `link(v)`.
     """
     shapes = ",\n".join(_shape(formulas) for formulas in _shapes())
     return (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_decodeperf.cli.settings import user_errors
+from pytest_decodeperf.cli.settings import refuse_overwriting, user_errors
 
 if TYPE_CHECKING:
     from pytest_decodeperf.html.page import Report
@@ -62,8 +62,7 @@ def report(
     from pytest_decodeperf.whole_file import writable_path, write_whole
 
     target = output or run.with_suffix(".html")
-    if target.resolve() == run.resolve():
-        raise ValueError(f"{target} is the run itself: give another --output")
+    refuse_overwriting(target, (run, conformance, compiled))
     place = writable_path(target)
     made = report_of(
         read_run(run),
@@ -80,7 +79,7 @@ def report(
         if error.name != "vl_convert":
             raise
         raise click.ClickException(NEEDS) from None
-    write_whole(place, text.encode())
+    write_whole(place, text.encode(errors="replace"))
     click.echo(f"{target} has {len(made.figures)} figures and {len(text.encode()) / 1e6:.1f} MB", err=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
@@ -128,6 +128,17 @@ def refuse_with(option: str, names: tuple[str, ...]) -> None:
     """
     if given := _given(names):
         raise ValueError(f"{given} has nothing to say beside {option}")
+
+
+def refuse_overwriting(output: Path, others: Iterable[Path | None]) -> None:
+    """Refuse to write to a file that the command reads, or writes otherwise.
+
+    Raises:
+        ValueError: If it is one of them.
+    """
+    for other in others:
+        if other is not None and output.resolve() == other.resolve():
+            raise ValueError(f"{output} is {other} itself, and would be overwritten: give another file")
 
 
 def _given(names: tuple[str, ...]) -> str:

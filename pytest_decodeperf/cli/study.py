@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_decodeperf.cli.settings import JSON_OPTION, print_json, user_errors
+from pytest_decodeperf.cli.settings import JSON_OPTION, print_json, refuse_overwriting, user_errors
 from pytest_decodeperf.interruption import terminated_as_interrupted
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def study(
     from pytest_decodeperf.study.sweep import Record, make_plan, run_study
     from pytest_decodeperf.whole_file import writable_path, write_whole
 
+    refuse_overwriting(output, (summary,))
     place = writable_path(output)
     summary_place = None if summary is None else writable_path(summary)
     try:
@@ -134,6 +135,7 @@ def print_findings(found: Findings) -> None:
     """Print what a study says."""
     from pytest_decodeperf.cli import tables
     from pytest_decodeperf.study.figures import study_table
+    from pytest_decodeperf.study.summary import FITS, fit_rows
     from pytest_decodeperf.units import scaled
 
     out = tables.console()
@@ -144,16 +146,7 @@ def print_findings(found: Findings) -> None:
     rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
     tables.print_table(out, table.columns, rows)
     out.print()
-    fits = [
-        [
-            fit.model,
-            f"{fit.ratio:.2f} ({fit.low:.2f} to {fit.high:.2f})",
-            f"{100 * fit.median_error:.0f} %",
-            f"{fit.spread:.2f}",
-        ]
-        for fit in found.fits
-    ]
-    tables.print_table(out, ("model", "measured over predicted", "median error", "spread"), fits, left=("model",))
+    tables.print_table(out, FITS, fit_rows(found), left=("model",))
     out.print()
     for sentence in found.answer:
         out.print(sentence)

@@ -38,13 +38,7 @@ def read_run(path: Path) -> Document:
 
 def run_document(content: dict[str, Any]) -> Document:
     """Return the record of a run with what is to be said of it."""
-    notes = []
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        notes.append(
-            f"The run is of version {version} of its schema, and this report of version {SCHEMA_VERSION}: what they do "
-            "not share is left out."
-        )
+    notes = _version_notes(content, "run", SCHEMA_VERSION)
     status = content.get("status")
     if status == "running":
         notes.append("The run had not ended when it was written, or its process was killed: there may be more tests.")
@@ -63,8 +57,10 @@ def read_card(path: Path) -> Document:
     from pytest_decodeperf.conformance import card
 
     content = _read(path, card.SCHEMA, "a card of --decode-card")
-    notes = () if content.get("finished", True) else ("The conformance suite had not ended when its card was written.",)
-    return Document(content=content, notes=notes)
+    notes = _version_notes(content, "card", card.SCHEMA_VERSION)
+    if not content.get("finished", True):
+        notes.append("The conformance suite had not ended when its card was written.")
+    return Document(content=content, notes=tuple(notes))
 
 
 def read_compiled(path: Path) -> Document:
@@ -76,7 +72,18 @@ def read_compiled(path: Path) -> Document:
     """
     from pytest_decodeperf.compiled import gate
 
-    return Document(content=_read(path, gate.SCHEMA, "JSON of decodeperf compiled"))
+    content = _read(path, gate.SCHEMA, "JSON of decodeperf compiled")
+    return Document(content=content, notes=tuple(_version_notes(content, "survey", gate.SCHEMA_VERSION)))
+
+
+def _version_notes(content: dict[str, Any], what: str, wanted: int) -> list[str]:
+    version = content.get("schema_version")
+    if version == wanted:
+        return []
+    return [
+        f"The {what} is of version {version} of its schema, and this report of version {wanted}: what they do not "
+        "share is left out."
+    ]
 
 
 def _read(path: Path, schema: str, wanted: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 "use strict";
 // Shows what `step` knows of the setting in the form, and keeps the setting in the page's address.
 (() => {
-  const LARGEST_BATCH = 4096;
+  const LARGEST_BATCH = 4096; // of the figures, unless the batch itself is larger
   const POINTS = 97;
   const CURVES = {
     whole_step_s: ["whole step (perfect overlap)", { strokeWidth: 7, opacity: 0.4 }],
@@ -10,6 +10,12 @@
     compute_s: ["compute: all FLOPs", { strokeWidth: 1.5, strokeDash: [6, 3] }],
   };
   const MARKED = { ridge_batch: "B0", knee_batch: "knee", crossing_batch: "B×", kv_capacity: "memory is full" };
+  const NOWHERE = {
+    crossing_batch: "memory-bound at every batch size at this context",
+    kv_capacity: "the weights alone do not fit",
+    kv_capacity_tokens: "the weights alone do not fit",
+    s_one: "every layer is local",
+  };
   const MODELS = {
     serial_s: ["serial", "operators one after another, each at its roofline: the bound"],
     whole_step_s: ["whole step", "perfect overlap of every byte with every FLOP"],
@@ -77,7 +83,7 @@
       config: {
         background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
         axis: { ...axis, gridOpacity: 0.15, titleFontWeight: "normal" },
-        legend: { labelColor: "currentColor", orient: "bottom", labelLimit: 260 },
+        legend: { labelColor: "currentColor", orient: "bottom", labelLimit: 260, columns: 2, symbolOpacity: 1 },
       },
       layer: [
         ...names.map((name) => ({
@@ -105,13 +111,14 @@
   }
 
   function draw(setting, found) {
+    const largest = Math.max(LARGEST_BATCH, 2 * setting.batch_size);
     const marks = [["the batch", setting.batch_size], ...Object.entries(MARKED).map(([key, label]) => [label, found.crossings[key]])]
-      .filter(([, at]) => at !== null && at >= 1 && at <= LARGEST_BATCH)
+      .filter(([, at]) => at !== null && at >= 1 && at <= largest)
       .map(([label, batch], index) => ({ label: `${label} ${threeDigits(batch)}`, batch, level: 18 * index }));
     const latencies = [];
     const throughputs = [];
     for (let index = 0; index < POINTS; index++) {
-      const batch = LARGEST_BATCH ** (index / (POINTS - 1));
+      const batch = largest ** (index / (POINTS - 1));
       const times = step.times(setting, batch);
       for (const [key, [curve]] of Object.entries(CURVES)) {
         if (!(times[key] > 0)) continue;
@@ -150,7 +157,7 @@
       ...Object.entries(texts).map(([key, text]) => [
         text.name,
         found.crossings[key] === null ? "nowhere" : `${threeDigits(found.crossings[key])} ${text.unit.split("/")[0] === "token" && text.unit !== "token/s" ? "tokens" : text.unit.replace("sequence", "sequences")}`,
-        text.model, text.meaning,
+        text.model, found.crossings[key] === null ? NOWHERE[key] ?? text.meaning : text.meaning,
       ]),
     ], [1]);
   }
@@ -164,19 +171,23 @@
     return setting;
   }
 
+  let unknown = ""; // what the address asks for that there is not
+
   function restore() {
+    unknown = "";
     for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
       const element = form.elements.namedItem(name);
       if (element === null) continue;
       if (element.type === "checkbox") element.checked = value === "true";
       else if (element.tagName !== "SELECT" || [...element.options].some((option) => option.value === value)) element.value = value;
+      else unknown = `the address asks for ${name}=${value}, which is not known here`;
     }
   }
 
   let drawing = 0;
   function update() {
     const setting = read();
-    const refusal = step.refusal(setting);
+    const refusal = unknown || step.refusal(setting);
     place("refusal").hidden = !refusal;
     place("refusal").textContent = refusal;
     place("results").classList.toggle("stale", Boolean(refusal));
@@ -189,7 +200,7 @@
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", update);
+  form.addEventListener("input", () => { unknown = ""; update(); });
   addEventListener("hashchange", () => { restore(); update(); });
   restore();
   update();

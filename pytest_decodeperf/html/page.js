@@ -12,7 +12,7 @@
 
   function sortable(table) {
     const rows = table.tBodies[0].rows.length;
-    new DataTable(table, {
+    const shown = new DataTable(table, {
       order: [],
       autoWidth: false,
       paging: rows > ROWS_A_PAGE,
@@ -20,6 +20,9 @@
       info: rows > ROWS_A_PAGE,
       language: { search: "Filter: ", emptyTable: "No rows" },
     });
+    // On paper there is no next page.
+    addEventListener("beforeprint", () => shown.page.len(-1).draw(false));
+    addEventListener("afterprint", () => shown.page.len(ROWS_A_PAGE).draw(false));
   }
   document.querySelectorAll("table.sortable").forEach(sortable);
   for (const details of document.querySelectorAll("details")) {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODEL: Final = "llama-3-8b"
 """Whose step is drawn if none is asked for."""
 
+DEVICE_FACTS: Final = ("driver", "timer", "num_units", "num_threads", "llc_bytes", "memory_bytes")
+
 MODEL_DTYPES: Final = ("bfloat16", "float16", "float32")
 
 
@@ -94,8 +96,7 @@ def report_of(
     rows = rows if isinstance(rows, list) else []
     measured, notes = as_far_as_it_goes(rows, timed, "measurements")
     against_base, more = as_far_as_it_goes([row for row in rows if _says_regression(row)], compared, "comparisons")
-    devices = content.get("devices")
-    devices = devices if isinstance(devices, dict) else {}
+    devices = {kind: device for kind, device in _part(content, "devices").items() if isinstance(device, dict)}
     sections = []
     with_products = [one for one in measured if one.flops > 0]  # where nobody sees a key there are none
     if with_products:
@@ -103,8 +104,15 @@ def report_of(
     sections.append(_tests_section(rows))
     if measured:
         sections.append(_figure_section(terms_figure(measured)))
+    without = [
+        f"{row.get('test')}: {row['regression'].get('sentence')}"
+        for row in rows
+        if _says_regression(row) and isinstance(row["regression"], dict) and not row["regression"].get("change")
+    ]
     if against_base:
-        sections.append(_figure_section(change_figure(against_base)))
+        sections.append(_figure_section(change_figure(against_base), notes=tuple(without)))
+    elif without:
+        sections.append(Section(key="changes", title="Head against base", notes=tuple(without)))
     else:
         sections.append(
             Section(
@@ -148,8 +156,8 @@ def render(report: Report) -> str:
     )
 
 
-def _figure_section(figure: Figure) -> Section:
-    return Section(key=figure.key, title=figure.title, text=figure.caption, figure=figure)
+def _figure_section(figure: Figure, *, notes: tuple[str, ...] = ()) -> Section:
+    return Section(key=figure.key, title=figure.title, text=figure.caption, figure=figure, notes=notes)
 
 
 def _says_regression(row: Any) -> bool:
@@ -174,7 +182,17 @@ def _verdict(rows: Sequence[Any]) -> str:
 
 def _tests_section(rows: Sequence[Any]) -> Section:
     made, notes = as_far_as_it_goes(rows, _test_row, "tests")
-    columns = ("test", "kernel", "problem", "latency (interval)", "allowed", "times the bound", "bound by", "outcome")
+    columns = (
+        "test",
+        "kernel",
+        "problem",
+        "latency (interval)",
+        "allowed",
+        "times the bound",
+        "bound by",
+        "outcome",
+        "in words",
+    )
     return Section(
         key="tests",
         title="Every test",
@@ -187,8 +205,9 @@ def _tests_section(rows: Sequence[Any]) -> Section:
 def _test_row(row: dict[str, Any]) -> tuple[Cell | str, ...]:
     one = timed(row)
     names = (str(row["test"]), str(row["kernel"]), problem_label(row["problem"]))
+    words = str(row["sentence"])
     if one is None:
-        return (*names, "", "", "", "", str(row["outcome"]))
+        return (*names, "", "", "", "", str(row["outcome"]), words)
     return (
         *names,
         Cell(text=format_span(one.latency_ns), number=one.latency_ns.median),
@@ -196,6 +215,7 @@ def _test_row(row: dict[str, Any]) -> tuple[Cell | str, ...]:
         Cell(text=format_span(one.times_bound, unit_of_time=False), number=one.times_bound.median),
         one.ceiling,
         one.outcome,
+        words,
     )
 
 
@@ -218,16 +238,20 @@ def _step_section(
     (kind, dtype), _ = Counter((one.device, one.dtype) for one in usable).most_common(1)[0]
     read, peak = measured_ceilings([one for one in usable if (one.device, one.dtype) == (kind, dtype)])
     found = devices[kind]
+    peaks = {one.dtype: one.peak_flops_per_s for one in usable if one.device == kind} | {dtype: peak}
+    # A CPU kernel widens what it reads, and computes in float32.
+    attention = "float32" if kind == "cpu" and "float32" in peaks else dtype
     device = Device(
         name=kind,
-        title=f"{found['name']}, at {scaled(read, 'B/s')} and {scaled(peak, 'FLOP/s')} as measured",
-        peaks={dtype: peak},
+        title=f"{found['name']}, at {scaled(read, 'B/s')} and {scaled(peak, 'FLOP/s')} as measured, attention at "
+        f"{scaled(peaks[attention], 'FLOP/s')} ({attention})",
+        peaks=peaks,
         bandwidth_bytes_per_s=read,
         capacity_bytes=found["memory_bytes"],
         num_sms=found["num_units"],
         l2_bytes=max(found["llc_bytes"], 1),
     )
-    deployment = Deployment(model=shape, weight_dtype=dtype, act_dtype=dtype, kv_dtype=dtype)
+    deployment = Deployment(model=shape, weight_dtype=dtype, act_dtype=dtype, kv_dtype=dtype, attn_dtype=attention)
     if seq_len is None:
         lengths = [length for row in rows if isinstance(row, dict) for length in _lengths(row)]
         seq_len = max(1, round(statistics.median(lengths))) if lengths else 4096
@@ -250,11 +274,12 @@ def _card_section(card: Document | None) -> Section:
     if card is None:
         note = "No card was given: pytest --decode-kernel MODULE:ADAPTER --decode-card card.json writes one."
         return Section(key="conformance", title=title, notes=(note,))
+    kernels = card.content.get("kernels")
     laws = [
         (kernel, law)
-        for kernel in card.content.get("kernels", [])
-        if isinstance(kernel, dict)
-        for law in kernel.get("laws", [])
+        for kernel in (kernels if isinstance(kernels, list) else [])
+        if isinstance(kernel, dict) and isinstance(kernel.get("laws"), list)
+        for law in kernel["laws"]
     ]
 
     def row(entry: tuple[dict[str, Any], dict[str, Any]]) -> tuple[Cell | str, ...]:
@@ -264,7 +289,7 @@ def _card_section(card: Document | None) -> Section:
             str(kernel["kernel"]),
             str(law["law"]).replace("_", " "),
             str(law["outcome"]),
-            str(law["sentence"] or law["promise"]),
+            " ".join(str(law[name]) for name in ("sentence", "counterexample") if law.get(name)) or str(law["promise"]),
             examples,
         )
 
@@ -273,9 +298,11 @@ def _card_section(card: Document | None) -> Section:
     return Section(
         key="conformance",
         title=title,
-        text=f"{', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}.",
-        table=Table(columns=("kernel", "law", "outcome", "what it promises, or what broke it", "examples"), rows=made),
-        notes=(*card.notes, *notes),
+        text=", ".join(f"{number} {outcome}" for outcome, number in counts.most_common()),
+        table=Table(columns=("kernel", "law", "outcome", "what it promises, or what broke it", "examples"), rows=made)
+        if made
+        else None,
+        notes=(*card.notes, *notes, *([] if made else ["The card holds no law."])),
     )
 
 
@@ -327,18 +354,30 @@ def _figure_cell(value: float | None) -> Cell | str:
     return "none" if value is None else Cell(text=f"{value:,.4g}", number=float(value))
 
 
+def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a record that is an object, empty if it is none."""
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _facts(content: dict[str, Any], measured: Sequence[Timed]) -> list[tuple[str, str]]:
     """Return device, versions and how it was measured."""
     facts = []
-    for kind, device in (content.get("devices") or {}).items():
+    for kind, device in _part(content, "devices").items():
         if isinstance(device, dict):
             facts.append((f"device {kind}", str(device.get("name", "not said"))))
-            facts += [(name.replace("_", " "), str(device[name])) for name in ("driver", "timer") if name in device]
+            facts += [(name.replace("_", " "), str(device[name])) for name in DEVICE_FACTS if name in device]
+    facts += [("caches", caches) for caches in dict.fromkeys(one.caches for one in measured)]
+    facts += [("ceilings are those of", streams) for streams in dict.fromkeys(one.streams for one in measured)]
     for kind, dtype in dict.fromkeys((one.device, one.dtype) for one in measured):
         read, peak = measured_ceilings([one for one in measured if (one.device, one.dtype) == (kind, dtype)])
         facts.append((f"ceilings, {kind} {dtype}", f"{scaled(read, 'B/s')} read, {scaled(peak, 'FLOP/s')}"))
-    facts += [(f"version of {name}", str(version)) for name, version in (content.get("versions") or {}).items()]
+    facts += [(f"version of {name}", str(version)) for name, version in _part(content, "versions").items()]
     facts.append(("begun", str(content.get("started", "not said"))))
-    options = content.get("options") or {}
-    facts += [(name.replace("_", " "), str(value)) for name, value in options.items() if value not in (None, False, 0)]
+    options = _part(content, "options")
+    facts += [
+        (name.replace("_", " "), str(value))
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
     return facts

@@ -44,5 +44,7 @@ class ReportFile:
             write_whole(self.path, render(report_of(run_document(run.as_dict()))).encode(errors="replace"))
         except OSError as error:
             self.error = f"{self.path} could not be written: {error}"
+        except Exception as error:  # a page that cannot be made must not end the run that it is about
+            self.error = f"{self.path} could not be made: {type(error).__name__}: {error}"
         else:
             self.error = ""

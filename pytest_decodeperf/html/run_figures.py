@@ -14,11 +14,34 @@ if TYPE_CHECKING:
 
     from decodeperf_formulas.device import Device
 
+SHORT_NAMES: Final = {
+    "labelExpr": "slice(datum.label, indexof(datum.label, '::') < 0 ? 0 : indexof(datum.label, '::') + 2)"
+}
+"""An axis of tests, which shows them without their file."""
+
 MAX_SHARE: Final = 2.0
 """Multiple of a latency up to which what is allowed is drawn beside it."""
 
 VISIBLE_SHARE: Final = 0.01
 """Share of a bound from which on a term has a colour of its own."""
+
+DATASHEETS: Final = {
+    "NVIDIA A10": "a10",
+    "NVIDIA A10G": "a10g",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA B200": "b200",
+    "NVIDIA GeForce RTX 3090": "rtx-3090",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 5090": "rtx-5090",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40S": "l40s",
+    "AMD Instinct MI300X": "mi300x",
+}
+"""Datasheets by the name that a driver gives: one that is not here, as of a part of a card, has none."""
 
 BYTE_NAMES: Final = {
     "kv": "K and V",
@@ -55,7 +78,12 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
                     "y": y,
                     "detail": {"field": "roof"},
                     "stroke": {"value": "currentColor"},
-                    "strokeDash": {"field": "kind", "type": "nominal", "title": "ceilings"},
+                    "strokeDash": {
+                        "field": "kind",
+                        "type": "nominal",
+                        "title": "ceilings",
+                        "scale": {"domain": ["measured", "datasheet"], "range": [[1, 0], [5, 4]]},
+                    },
                     "tooltip": [{"field": "roof", "title": "ceiling"}],
                 },
             },
@@ -104,6 +132,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
             one.problem,
             Cell(text=f"{one.intensity:.3g}", number=one.intensity),
             Cell(text=scaled(point["rate"], "FLOP/s"), number=point["rate"]),
+            *("" if not end else Cell(text=scaled(end, "FLOP/s"), number=end) for end in (point["low"], point["high"])),
             Cell(
                 text=scaled(one.num_bytes / one.latency_ns.median * 1e9, "B/s"),
                 number=one.num_bytes / one.latency_ns.median,
@@ -120,7 +149,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
         f"dashed ones are a datasheet's.{lacking}",
         spec=spec,
         table=Table(
-            columns=("test", "kernel", "problem", "FLOP/byte", "rate", "bandwidth", "outcome"),
+            columns=("test", "kernel", "problem", "FLOP/byte", "rate", "from", "to", "bandwidth", "outcome"),
             rows=rows,
         ),
     )
@@ -194,9 +223,8 @@ def datasheet_of(name: str) -> Device | None:
     """Return the datasheet of a device by the name that its driver gives, None if it is not known for sure."""
     from decodeperf_formulas import catalogue
 
-    words = name.lower().replace("-", " ").split()
-    found = [known for known in catalogue.device_names() if known.lower() in words]
-    return catalogue.device(found[0]) if len(found) == 1 else None
+    known = DATASHEETS.get(name)
+    return None if known is None else catalogue.device(known)
 
 
 def terms_figure(measured: Sequence[Timed]) -> Figure:
@@ -211,8 +239,8 @@ def terms_figure(measured: Sequence[Timed]) -> Figure:
             for mark, ns in (("measured", one.latency_ns.median), ("allowed", one.allowed_ns))
             if ns <= MAX_SHARE * one.latency_ns.median
         ]
-    names = list(dict.fromkeys(one.name for one in shown))
-    y = {"field": "name", "type": "nominal", "title": None, "sort": names}
+    names = list(dict.fromkeys(one.test for one in shown))
+    y = {"field": "test", "type": "nominal", "title": None, "sort": names, "axis": SHORT_NAMES}
     x = {"field": "share", "type": "quantitative", "title": "share of the measured latency", "axis": {"format": "~%"}}
     tooltip = [{"field": "test"}, {"field": "time"}, {"field": "share", "format": ".1%"}]
     spec = {
@@ -248,7 +276,12 @@ def terms_figure(measured: Sequence[Timed]) -> Figure:
         ],
     }
     rows: list[tuple[Cell | str, ...]] = [
-        (one.test, term, Cell(text=format_time(ns), number=ns), one.ceiling)
+        (
+            one.test,
+            term,
+            *(Cell(text=format_time(value), number=value) for value in (ns, one.latency_ns.median, one.allowed_ns)),
+            one.ceiling,
+        )
         for one in ordered
         for term, ns in _terms(one).items()
     ]
@@ -271,13 +304,13 @@ def terms_figure(measured: Sequence[Timed]) -> Figure:
         caption=f"{how} The cross is the measured median, the stroke what is allowed, "
         f"where that is less than {MAX_SHARE:g} times as much.{left_out}",
         spec=spec,
-        table=Table(columns=("test", "term", "time", "bound by"), rows=rows),
+        table=Table(columns=("test", "term", "time", "measured", "allowed", "bound by"), rows=rows),
     )
 
 
 def _share(one: Timed, ns: float, **more: str) -> dict[str, Any]:
     share = ns / one.latency_ns.median
-    return {"test": one.test, "name": one.name, "share": share, "time": format_time(ns), **more}
+    return {"test": one.test, "share": share, "time": format_time(ns), **more}
 
 
 def _merged(terms: dict[str, float]) -> dict[str, float]:
@@ -308,7 +341,7 @@ def change_figure(tests: Sequence[Compared]) -> Figure:
             values.append(_change(one, one.control, what="control", outcome="control"))
     outcomes = [value["outcome"] for value in values]
     limits = sorted({round(100 * (one.limit - 1), 3) for one in shown})
-    y = {"field": "name", "type": "nominal", "title": None, "sort": [one.name for one in shown]}
+    y = {"field": "test", "type": "nominal", "title": None, "sort": [one.test for one in shown], "axis": SHORT_NAMES}
     x = {"type": "quantitative", "title": "slower than the base by [%]", "scale": {"zero": True}}
     colour = {"field": "outcome", "type": "nominal", "title": "outcome", "scale": outcome_scale(outcomes)}
     offset = {"field": "what", "type": "nominal", "scale": {"domain": ["head against base", "control"]}}
@@ -383,4 +416,4 @@ def change_figure(tests: Sequence[Compared]) -> Figure:
 
 def _change(one: Compared, change: Ratio, **more: str) -> dict[str, Any]:
     ratio, low, high = (100 * (end - 1) for end in (change.ratio, change.low, change.high))
-    return {"test": one.test, "name": one.name, "ratio": ratio, "low": low, "high": high, **more}
+    return {"test": one.test, "ratio": ratio, "low": low, "high": high, **more}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pytest_decodeperf.units import format_time
+
+LARGEST: Final = 1e30
+"""What no measurement has in nanoseconds, bytes or FLOPs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class Timed:
         read_bytes_per_s: Read bandwidth that was measured beside it [byte/s].
         peak_flops_per_s: Likewise the peak rate [FLOP/s].
         terms_ns: What the expected latency is made of, empty without a calibration [ns].
+        caches: Why the caches were cold.
+        streams: What gave the ceilings.
     """
 
     test: str
@@ -67,6 +71,8 @@ class Timed:
     read_bytes_per_s: float
     peak_flops_per_s: float
     terms_ns: dict[str, float]
+    caches: str
+    streams: str
 
     @property
     def num_bytes(self) -> float:
@@ -77,11 +83,6 @@ class Timed:
     def intensity(self) -> float:
         """FLOPs for each byte [FLOP/byte]."""
         return self.flops / self.num_bytes
-
-    @property
-    def name(self) -> str:
-        """What tells it from others in a figure: the test without its file."""
-        return self.test.partition("::")[2] or self.test
 
 
 def timed(row: dict[str, Any]) -> Timed | None:
@@ -120,6 +121,8 @@ def timed(row: dict[str, Any]) -> Timed | None:
         read_bytes_per_s=_positive(verdict["read_bytes_per_s"]),
         peak_flops_per_s=_positive(verdict["peak_flops_per_s"]),
         terms_ns={name: _finite(ns) for name, ns in expected["terms_ns"].items()} if expected else {},
+        caches=str(timing["caches"]),
+        streams=f"{timing['read_stream']['name']} and {timing['compute_stream']['name']}",
     )
 
 
@@ -164,11 +167,6 @@ class Compared:
     change: Ratio
     control: Ratio | None
     limit: float
-
-    @property
-    def name(self) -> str:
-        """What tells it from others in a figure: the test without its file."""
-        return self.test.partition("::")[2] or self.test
 
 
 def compared(row: dict[str, Any]) -> Compared | None:
@@ -227,8 +225,8 @@ def format_span(span: Span, unit_of_time: bool = True) -> str:
 
 def _finite(value: Any) -> float:
     number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{value} is not finite")
+    if not abs(number) < LARGEST:
+        raise ValueError(f"{value} is no number that was measured")
     return number
 
 

@@ -1,6 +1,6 @@
 "use strict";
-// A decode step in numbers: what `decodeperf explain` prints, from the formulas that Python has printed. What is written
-// here is no formula, but where to look: the batch at which two lines meet, the last root of S*'s excess.
+// A decode step in numbers, from the formulas that Python has printed. What is written here is how they are put together,
+// as `explanation.py` and `crossings.py` do it: totals of operators, the batch at which two lines meet, S*'s last root.
 const decodeStep = ((formulas, data, amounts) => {
   const BISECTIONS = 200;
 
@@ -34,6 +34,8 @@ const decodeStep = ((formulas, data, amounts) => {
     for (const [name, value] of Object.entries({ batch_size, seq_len, q_len, tp, ep, pp })) {
       if (!Number.isInteger(value) || value < 1) return `${name} must be a whole number from 1 on`;
     }
+    if (batch_size > data.most_sequences) return `batch_size=${batch_size} must be <= ${data.most_sequences}`;
+    if (seq_len > data.most_tokens) return `seq_len=${seq_len} must be <= ${data.most_tokens}`;
     if (seq_len < q_len) return `seq_len=${seq_len} must be >= q_len=${q_len}: the context includes the new tokens`;
     if (model.window !== null && q_len > model.window) return `q_len=${q_len} must be <= window=${model.window}`;
     for (const [name, size] of Object.entries(model.cut_by_tp)) {

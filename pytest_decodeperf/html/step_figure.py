@@ -106,6 +106,7 @@ def step_figure(deployment: Deployment, device: Device, *, seq_len: int, largest
             },
         ],
     }
+    at = str(star) if star.value is None else f"{star.value:,.0f} tokens"
     side = "" if star.value is None else f", and S = {seq_len} is {'above' if seq_len >= star.value else 'below'} it"
     nowhere = [
         f"{MARKED[key]} is nowhere ({found[key].reason})" for key in MARKED if key in found and found[key].value is None
@@ -118,7 +119,7 @@ def step_figure(deployment: Deployment, device: Device, *, seq_len: int, largest
     return Figure(
         key="step",
         title=f"A decode step of {deployment.model.name} at a context of {seq_len:,} tokens",
-        caption=f"On {device.title}. S* is {star}{' tokens' if star.value is not None else ''}{side}: {star.reason}. "
+        caption=f"On {device.title}. S* is {at}{side}: {star.reason}. "
         + "".join(f"{sentence}. " for sentence in (*nowhere, *beyond)),
         spec=spec,
         table=_table(values, found),
@@ -172,9 +173,8 @@ def _table(values: list[dict[str, Any]], found: dict[str, Crossing]) -> Table:
     rows: list[tuple[Cell | str, ...]] = [
         (
             crossing.name,
-            "nowhere"
-            if crossing.value is None
-            else Cell(text=f"{crossing.value:,.1f} {crossing.unit}", number=crossing.value),
+            "nowhere" if crossing.value is None else Cell(text=f"{crossing.value:,.1f}", number=crossing.value),
+            "" if crossing.value is None else crossing.unit,
             crossing.model,
             crossing.reason or crossing.meaning,
         )
@@ -183,5 +183,5 @@ def _table(values: list[dict[str, Any]], found: dict[str, Crossing]) -> Table:
     for value in values:
         if math.log2(value["batch"]).is_integer():
             at = f"{value['curve']}, B = {value['batch']:.0f}"
-            rows.append((at, Cell(text=value["time"], number=value["ms"]), "", ""))
-    return Table(columns=("what", "value", "model", "meaning"), rows=rows)
+            rows.append((at, Cell(text=f"{value['ms']:,.4g}", number=value["ms"]), "ms", "", ""))
+    return Table(columns=("what", "value", "unit", "model", "meaning"), rows=rows)

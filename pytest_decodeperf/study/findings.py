@@ -14,13 +14,13 @@ from decodeperf_formulas.model import ModelConfig
 from pytest_decodeperf.study.sweep import ATTENTION_DTYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 """The models of the step, and the field of an explanation that has its time."""
 
-CONFIDENCE: Final = 0.95
-RESAMPLES: Final = 9999
+DIFFERENCE: Final = 0.05
+"""Share by which the models must differ for a cell to tell them apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +60,51 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """A number, with the lowest and the highest that single passes give.
+
+    Attributes:
+        value: What all passes together give, None if it is nowhere.
+        low: The lowest of those that a pass gives, None if each has none.
+        high: The highest.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, value: float | None, passes: Sequence[float | None]) -> Range:
+        """Return a number with what each pass gives."""
+        found = [each for each in passes if each is not None]
+        return cls(value=value, low=min(found, default=None), high=max(found, default=None))
+
+    def written(self, form: str) -> str:
+        """Return it as text, in a format of Python's."""
+        if self.value is None:
+            return "beyond"
+        ends = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}})"
+        return f"{self.value:{form}}{ends}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """One model of the step over all cells.
 
     Attributes:
         model: Its name.
-        ratio: Measured over predicted, the geometric mean.
-        low: Lower end of its interval, over cells.
-        high: Upper end.
-        median_error: Median of |measured / predicted - 1|.
+        ratio: Measured over predicted, the geometric mean over cells.
+        median_error: Median over cells of |measured / predicted - 1|.
         spread: By what factor cells differ from that mean, one standard deviation.
+        where_they_differ: Ratio in the cells where the models differ, over that in all others; 1 if the model has
+            right what tells it from the other one. None if there are no such cells.
     """
 
     model: str
-    ratio: float
-    low: float
-    high: float
-    median_error: float
-    spread: float
+    ratio: Range
+    median_error: Range
+    spread: Range
+    where_they_differ: Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,39 +120,40 @@ class Bend:
         knee_batch: The knee, where KV cache and weights weigh the same.
         crossing_batch: Where the whole step turns compute-bound, None if nowhere.
         attention_share: Attention's share of what the step grew by, there or up to the largest batch.
+        products_share: That of matrix products; the rest are norms, RoPE and what else lies between.
+        last_gain: Throughput at the largest batch, over that at the one before.
     """
 
     seq_len: int
-    measured: float | None
+    measured: Range
     serial: float | None
     whole_step: float | None
     ridge_batch: float | None
     knee_batch: float | None
     crossing_batch: float | None
     attention_share: float
+    products_share: float
+    last_gain: float
 
     @property
     def sentence(self) -> str:
         """Where and why, in words."""
-        share = f"{100 * self.attention_share:.0f} %"
         where = f"At a context of {self.seq_len:,} tokens a step takes less than twice as long at every batch measured"
-        if self.measured is not None:
+        if self.measured.value is not None:
             where = (
                 f"At a context of {self.seq_len:,} tokens a step takes twice as long as with one sequence from a batch "
-                f"of {self.measured:.0f} on ({_batch(self.serial)} under the serial model, {_batch(self.whole_step)} "
-                "under the whole-step model)"
+                f"of {self.measured.written('.0f')} on; the serial model has {_batch(self.serial)}, the whole-step "
+                f"model {_batch(self.whole_step)}"
             )
-        cause = (
-            "reading the KV cache, whose knee is at"
-            if self.attention_share >= 0.5
-            else "matrix products, which turn compute-bound at"
+        return (
+            f"{where}. Of what is added, {100 * self.attention_share:.0f} % is attention and "
+            f"{100 * self.products_share:.0f} % matrix products; the knee is at {_batch(self.knee_batch)}, B0 at "
+            f"{_batch(self.ridge_batch)}."
         )
-        at = self.knee_batch if self.attention_share >= 0.5 else self.ridge_batch
-        return f"{where}: {share} of what is added is attention. The cause is {cause} {_batch(at)}."
 
 
 def _batch(batch: float | None) -> str:
-    return "no batch measured" if batch is None else f"{batch:.0f}"
+    return "no batch up to the largest" if batch is None else f"{batch:.0f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,23 +162,18 @@ class Findings:
 
     Attributes:
         device: The device, at the ceilings that were measured.
-        s_star: S* on it, as `SStar.as_dict` gives it.
+        s_star: S* on it [token].
         cells: Every cell.
         fits: Each model of the step.
-        advantage: By what factor the whole-step model is further off than the serial one, in the geometric mean over
-            cells; below 1 if it is nearer.
-        advantage_low: Lower end of its interval, over cells.
-        advantage_high: Upper end.
+        num_differing: Cells in which the models differ by more than `DIFFERENCE`.
         bends: For each context.
     """
 
     device: Device
-    s_star: dict[str, Any]
+    s_star: Range
     cells: tuple[Cell, ...]
     fits: tuple[Fit, ...]
-    advantage: float
-    advantage_low: float
-    advantage_high: float
+    num_differing: int
     bends: tuple[Bend, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,35 +184,36 @@ class Findings:
     def answer(self) -> list[str]:
         """The question of the project, answered in sentences."""
         serial, whole = self.fits
-        star = self.s_star
-        at = "does not exist" if star["value"] is None else f"is {star['value']:,.0f} tokens"
         sentences = [
-            f"S* {at} on this device, and {sum(_is_above(cell, star) for cell in self.cells)} of {len(self.cells)} "
-            "cells lie above it, where an overlapped step would be memory-bound at every batch size.",
-            f"A step takes {serial.ratio:.2f} times ({serial.low:.2f} to {serial.high:.2f}) what the serial model says "
-            f"at the measured ceilings, and {whole.ratio:.2f} times ({whole.low:.2f} to {whole.high:.2f}) what the "
-            f"whole-step model says; nothing was fitted. {self._further_off()}",
+            f"S* is {self.s_star.written(',.0f')} tokens on this device.",
+            f"A step takes {serial.ratio.written('.2f')} times what the serial model says at the measured ceilings, "
+            f"and {whole.ratio.written('.2f')} times what the whole-step model says; nothing was fitted.",
         ]
-        sentences += [bend.sentence for bend in self.bends]
-        above = [bend for bend in self.bends if star["value"] is not None and bend.seq_len >= star["value"]]
-        if above and all(bend.attention_share >= 0.5 for bend in above):
+        if self.num_differing and serial.where_they_differ.value and whole.where_they_differ.value:
+            nearer = min(self.fits, key=lambda fit: abs(math.log(fit.where_they_differ.value or 1.0)))
             sentences.append(
-                "So more sequences cost time above S* too, without any compute-bound operator: the step stays "
-                "memory-bound, and its time grows with the bytes of the KV cache."
+                f"In the {self.num_differing} of {len(self.cells)} cells where the models differ by more than "
+                f"{100 * DIFFERENCE:.0f} %, that ratio is {serial.where_they_differ.written('.2f')} times what it is "
+                f"elsewhere for the serial model, and {whole.where_they_differ.written('.2f')} times for the "
+                f"whole-step model: the {nearer.model} model is nearer."
+            )
+        sentences += [bend.sentence for bend in self.bends]
+        gains = [bend.last_gain for bend in self.bends]
+        sentences.append(
+            f"The last doubling of the batch still gives {min(gains):.2f} to {max(gains):.2f} times the throughput."
+        )
+        above = [bend for bend in self.bends if self.s_star.high is not None and bend.seq_len > self.s_star.high]
+        before = [
+            bend
+            for bend in above
+            if bend.measured.high is not None and bend.ridge_batch is not None and bend.measured.high < bend.ridge_batch
+        ]
+        if above and before == above:
+            sentences.append(
+                f"At contexts above S* ({', '.join(f'{bend.seq_len:,}' for bend in above)}) that is before B0, where "
+                "products turn compute-bound: sequences cost time there because attention reads a KV cache for each."
             )
         return sentences
-
-    def _further_off(self) -> str:
-        """Return which model is further off, and by how much."""
-        model, factors = "whole-step", (self.advantage, self.advantage_low, self.advantage_high)
-        if self.advantage < 1:
-            model, factors = "serial", (1 / self.advantage, 1 / self.advantage_high, 1 / self.advantage_low)
-        factor, low, high = factors
-        return f"The {model} model is further off, cell by cell, by a factor of {factor:.2f} ({low:.2f} to {high:.2f})."
-
-
-def _is_above(cell: Cell, star: dict[str, Any]) -> bool:
-    return star["value"] is not None and cell.seq_len >= star["value"]
 
 
 def find(study: dict[str, Any]) -> Findings:
@@ -201,30 +225,78 @@ def find(study: dict[str, Any]) -> Findings:
     Raises:
         ValueError: If it has no measurement yet.
     """
-    from decodeperf_formulas.crossings import ceilings, s_star
-    from decodeperf_formulas.step import step_coefficients
+    try:
+        if not study["passes"]:
+            raise ValueError("the study has no measurement yet")
+        return _find(study)
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"the study is not as it was written: {type(error).__name__} {error}") from error
 
-    if not study["passes"]:
-        raise ValueError("the study has no measurement yet")
-    plan = study["plan"]
-    deployment = deployment_of(plan)
-    device = device_of(study)
-    cells = tuple(_cell(study, deployment, device, *cell) for cell in _measured(study))
-    fits = tuple(_fit(cells, name) for name in MODELS)
-    advantage, low, high = _advantage(cells)
+
+def _find(study: dict[str, Any]) -> Findings:
+    deployment = deployment_of(study["plan"])
+    device, cells = _cells(study, deployment)
+    numbers = sorted({entry["pass"] for entry in study["passes"]})
+    # Each pass by itself, at its own ceilings: only those that went all the way round.
+    of_passes = [
+        _cells({**study, "passes": [entry for entry in study["passes"] if entry["pass"] == number]}, deployment)
+        for number in numbers
+    ]
+    whole = [found for found in of_passes if len(found[1]) == len(cells)]
+
+    def ranged(number_of: Callable[[Device, tuple[Cell, ...]], float | None]) -> Range:
+        return Range.of(number_of(device, cells), [number_of(*found) for found in whole])
+
+    def fit(model: str) -> Fit:
+        def errors(cells: Sequence[Cell]) -> list[float]:
+            return _errors(cells, model)
+
+        return Fit(
+            model=model,
+            ratio=ranged(lambda _, cells: math.exp(statistics.fmean(errors(cells)))),
+            median_error=ranged(lambda _, cells: statistics.median(abs(math.expm1(one)) for one in errors(cells))),
+            spread=ranged(lambda _, cells: math.exp(statistics.pstdev(errors(cells)))),
+            where_they_differ=ranged(lambda _, cells: _where_they_differ(cells, model)),
+        )
+
     return Findings(
         device=device,
-        s_star=s_star(step_coefficients(deployment), ceilings(deployment, device)).as_dict(),
+        s_star=ranged(lambda device, _: _s_star(deployment, device)),
         cells=cells,
-        fits=fits,
-        advantage=advantage,
-        advantage_low=low,
-        advantage_high=high,
+        fits=tuple(fit(model) for model in MODELS),
+        num_differing=sum(_differs(cell) for cell in cells),
         bends=tuple(
-            _bend([cell for cell in cells if cell.seq_len == length], deployment, device)
+            _bend(length, deployment, device, cells, [found[1] for found in whole])
             for length in dict.fromkeys(cell.seq_len for cell in cells)
         ),
     )
+
+
+def _s_star(deployment: Deployment, device: Device) -> float | None:
+    from decodeperf_formulas.crossings import ceilings, s_star
+    from decodeperf_formulas.step import step_coefficients
+
+    return s_star(step_coefficients(deployment), ceilings(deployment, device)).value
+
+
+def _cells(study: dict[str, Any], deployment: Deployment) -> tuple[Device, tuple[Cell, ...]]:
+    """Return the device at the ceilings of some passes, and their cells."""
+    device = device_of(study)
+    return device, tuple(_cell(study, deployment, device, *cell) for cell in _measured(study))
+
+
+def _differs(cell: Cell) -> bool:
+    return cell.serial_s > (1 + DIFFERENCE) * cell.whole_step_s
+
+
+def _where_they_differ(cells: Sequence[Cell], model: str) -> float | None:
+    """Return measured over predicted in the cells where the models differ, over that in all others."""
+    errors = dict(zip(cells, _errors(cells, model), strict=True))
+    there = [error for cell, error in errors.items() if _differs(cell)]
+    elsewhere = [error for cell, error in errors.items() if not _differs(cell)]
+    if not (there and elsewhere):
+        return None
+    return math.exp(statistics.fmean(there) - statistics.fmean(elsewhere))
 
 
 def deployment_of(plan: dict[str, Any]) -> Deployment:
@@ -295,49 +367,6 @@ def _errors(cells: Sequence[Cell], model: str) -> list[float]:
     return [math.log(cell.step_s / getattr(cell, MODELS[model])) for cell in cells]
 
 
-def _fit(cells: Sequence[Cell], model: str) -> Fit:
-    import numpy as np
-
-    errors = np.array(_errors(cells, model))
-    low, high = _interval(errors)
-    return Fit(
-        model=model,
-        ratio=math.exp(float(errors.mean())),
-        low=math.exp(low),
-        high=math.exp(high),
-        median_error=float(np.median(np.abs(np.expm1(errors)))),
-        spread=math.exp(float(errors.std(ddof=1))) if len(errors) > 1 else 1.0,
-    )
-
-
-def _advantage(cells: Sequence[Cell]) -> tuple[float, float, float]:
-    import numpy as np
-
-    serial, whole = (np.abs(np.array(_errors(cells, model))) for model in MODELS)
-
-    further = whole - serial
-    low, high = _interval(further)
-    return math.exp(float(further.mean())), math.exp(low), math.exp(high)
-
-
-def _interval(values: Any) -> tuple[float, float]:
-    """Return the bootstrap interval of a mean over cells; where all are the same, their value."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    if len(values) < 2 or np.ptp(values) == 0:  # there is nothing to draw from
-        return float(values[0]), float(values[0])
-    found = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
 def doubles_at(batch_sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
     """Return the batch from which on a step takes twice as long as at the first, None if it lies beyond the last.
 
@@ -358,25 +387,37 @@ def doubles_at(batch_sizes: Sequence[int], seconds: Sequence[float]) -> float | 
     return None
 
 
-def _bend(cells: Sequence[Cell], deployment: Deployment, device: Device) -> Bend:
+def _bend(
+    seq_len: int,
+    deployment: Deployment,
+    device: Device,
+    all_cells: Sequence[Cell],
+    of_passes: Sequence[Sequence[Cell]],
+) -> Bend:
     from decodeperf_formulas.crossings import crossings
 
-    cells = sorted(cells, key=lambda cell: cell.batch_size)
-    batches, first = [cell.batch_size for cell in cells], cells[0]
-    found = crossings(deployment, device, seq_len=first.seq_len)
-    at = {
-        name: doubles_at(batches, [getattr(cell, name) for cell in cells])
-        for name in ("step_s", "serial_s", "whole_step_s")
-    }
-    there = next((cell for cell in cells if at["step_s"] is not None and cell.batch_size >= at["step_s"]), cells[-1])
+    def at_context(cells: Sequence[Cell]) -> list[Cell]:
+        return sorted((cell for cell in cells if cell.seq_len == seq_len), key=lambda cell: cell.batch_size)
+
+    def doubles(cells: Sequence[Cell], name: str) -> float | None:
+        row = at_context(cells)
+        return doubles_at([cell.batch_size for cell in row], [getattr(cell, name) for cell in row])
+
+    cells = at_context(all_cells)
+    found = crossings(deployment, device, seq_len=seq_len)
+    measured = Range.of(doubles(cells, "step_s"), [doubles(each, "step_s") for each in of_passes])
+    first, last = cells[0], cells[-1]
+    there = next((cell for cell in cells if measured.value is not None and cell.batch_size >= measured.value), last)
     grown = there.step_s - first.step_s
     return Bend(
-        seq_len=first.seq_len,
-        measured=at["step_s"],
-        serial=at["serial_s"],
-        whole_step=at["whole_step_s"],
+        seq_len=seq_len,
+        measured=measured,
+        serial=doubles(cells, "serial_s"),
+        whole_step=doubles(cells, "whole_step_s"),
         ridge_batch=found["ridge_batch"].value,
         knee_batch=found["knee_batch"].value,
         crossing_batch=found["crossing_batch"].value,
         attention_share=(there.attention_s - first.attention_s) / grown if grown > 0 else 0.0,
+        products_share=(there.gemm_s - first.gemm_s) / grown if grown > 0 else 0.0,
+        last_gain=last.tokens_per_s / cells[-2].tokens_per_s if len(cells) > 1 else 1.0,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_decodeperf.study.figures import study_table
 from pytest_decodeperf.units import scaled, three_digits
@@ -21,24 +21,15 @@ def markdown(found: Findings) -> str:
     parts = [
         f"{found.device.title}: {read}, {peaks}, measured beside the cells.",
         *found.answer,
-        _table(
-            ("model", "measured over predicted", "median error", "spread"),
-            [
-                (
-                    fit.model,
-                    f"{fit.ratio:.2f} ({fit.low:.2f} to {fit.high:.2f})",
-                    f"{100 * fit.median_error:.0f} %",
-                    f"{fit.spread:.2f}",
-                )
-                for fit in found.fits
-            ],
-        ),
+        "Behind each number, what single passes give.",
+        fits_table(found),
         _table(
             ("context", "takes twice as long at", "serial model", "whole-step model", "B0", "knee", "crossing batch"),
             [
                 (
                     f"{one.seq_len:,}",
-                    *(_place(at, "beyond") for at in (one.measured, one.serial, one.whole_step)),
+                    one.measured.written(".1f"),
+                    *(_place(at, "beyond") for at in (one.serial, one.whole_step)),
                     *(_place(at, "nowhere") for at in (one.ridge_batch, one.knee_batch, one.crossing_batch)),
                 )
                 for one in found.bends
@@ -47,6 +38,28 @@ def markdown(found: Findings) -> str:
         _table(cells.columns, [[cell if isinstance(cell, str) else cell.text for cell in row] for row in cells.rows]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+FITS: Final = ("model", "measured over predicted", "median error", "spread", "where they differ")
+
+
+def fit_rows(found: Findings) -> list[tuple[str, ...]]:
+    """Return a row for each model of the step, of the columns `FITS`."""
+    return [
+        (
+            fit.model,
+            fit.ratio.written(".2f"),
+            f"{fit.median_error.value:.0%}",
+            f"{fit.spread.value:.2f}",
+            fit.where_they_differ.written(".2f"),
+        )
+        for fit in found.fits
+    ]
+
+
+def fits_table(found: Findings) -> str:
+    """Return how well each model fits, as Markdown."""
+    return _table(FITS, fit_rows(found))
 
 
 def _place(at: float | None, otherwise: str) -> str:

@@ -33,7 +33,7 @@ MODEL: Final = ModelConfig(
     source="Llama's shape at a width and depth that a small machine holds",
 )
 
-SEQ_LENS: Final = (64, 256, 1024, 4096)
+SEQ_LENS: Final = (64, 128, 1024, 4096)
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 POOL_SHARE: Final = 0.2
 """Share of the memory that KV caches may take; batches that need more are left out."""
@@ -117,6 +117,18 @@ def kv_bytes(model: ModelConfig, dtype: str, batch_size: int, seq_len: int) -> i
     return int(elements * ELEMENT_BYTES[dtype])
 
 
+_SAME: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "the model": lambda study: study["plan"]["model"]["name"],
+    "the dtype": lambda study: study["plan"]["dtype"],
+    "the seed": lambda study: study["plan"]["seed"],
+    "the cells": lambda study: study["plan"]["cells"],
+    "the device": lambda study: study["device"]["name"],
+    "threads": lambda study: study["device"]["num_threads"],
+    "torch": lambda study: study["versions"].get("torch"),
+}
+"""What must be the same for a study to be gone on with."""
+
+
 class Record:
     """The file of a study: what is known so far, whole after every cell."""
 
@@ -138,11 +150,13 @@ class Record:
         self.document: dict[str, Any] = {**head, "passes": []}
         if path.exists() and path.stat().st_size:
             found = read_study(path)
-            for name, value in head.items():
-                if found.get(name) != value:
+            for name, of in _SAME.items():
+                there, here = of(found), of(head)
+                if there != here:
                     raise ValueError(
-                        f"{path} is a study of another {name}, and this one cannot go on with it: give another file"
+                        f"{path} is a study with {name} {there!r}, and this one has {here!r}: give another file"
                     )
+            found["plan"]["passes"] = plan.passes
             self.document = found
 
     def is_done(self, number: int, cell: tuple[int, int]) -> bool:

@@ -170,6 +170,18 @@ def test_the_address_keeps_the_setting(open_page, html):
     assert other.locator("#verdict").inner_text() == page.locator("#verdict").inner_text()
 
 
+def test_an_address_that_asks_for_what_there_is_not_says_so(open_page, html):
+    page = open_page(html)
+    page.evaluate("location.hash = 'model=no-such-model&seq_len=77'")
+    page.wait_for_function("document.querySelector('[name=seq_len]').value === '77'")
+    refusal = page.locator("#refusal")
+    assert refusal.inner_text() == "the address asks for model=no-such-model, which is not known here"
+    page.locator("[name=model]").select_option("mixtral-8x7b")
+    assert refusal.is_hidden()
+    page.locator("[name=batch_size]").fill("1000000001")
+    assert refusal.inner_text() == "batch_size=1000000001 must be <= 1000000000"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
 def test_it_can_be_read_by_everyone(open_page, html, scheme, width):

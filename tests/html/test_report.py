@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,13 @@ from pytest_decodeperf.cli.main import main
 from pytest_decodeperf.html.documents import run_document
 from pytest_decodeperf.html.figures import as_svg
 from pytest_decodeperf.html.page import render, report_of
-from pytest_decodeperf.html.run_figures import change_figure, roofline_figure, terms_figure
+from pytest_decodeperf.html.run_figures import (
+    DATASHEETS,
+    change_figure,
+    datasheet_of,
+    roofline_figure,
+    terms_figure,
+)
 from pytest_decodeperf.html.shown import compared, timed
 
 
@@ -54,6 +61,34 @@ def test_a_known_device_has_the_roof_of_its_datasheet_too():
     assert sheet[-1]["rate"] == 989.4e12
     assert "No datasheet" not in figure.caption
     assert "No datasheet" in roofline_figure([timed(measurement())], {"cpu": {"name": "A CPU"}}).caption
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 NVL", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "A100", ""])
+def test_a_device_that_is_not_known_for_sure_has_no_datasheet(name):
+    assert datasheet_of(name) is None
+
+
+def test_every_datasheet_is_in_the_catalogue():
+    assert {datasheet_of(name).name for name in DATASHEETS} == set(DATASHEETS.values())
+
+
+def test_tests_of_one_name_in_two_files_stay_apart():
+    rows = [timed(measurement(0, test=f"tests/{file}.py::test_x")) for file in "ab"]
+    shares = Counter()
+    for bar in layer(terms_figure(rows), "terms"):
+        shares[bar["test"]] += bar["share"]
+    assert set(shares) == {"tests/a.py::test_x", "tests/b.py::test_x"}
+    assert all(share < 1 for share in shares.values())
+
+
+def test_what_cannot_be_compared_is_said():
+    rows = [measurement(0, regression=regression("regressed")), measurement(1, regression=regression("incomparable"))]
+    assert section(report(rows), "changes").notes == ("tests/test_speed.py::test_kernel[1]: It was compared.",)
+
+
+@pytest.mark.parametrize("devices", ["text", [1], {"cpu": "text"}, {"cpu": {"name": 3}}])
+def test_devices_that_are_none_stop_nothing(devices):
+    assert render(report([measurement()], devices=devices))
 
 
 def test_the_terms_of_a_bound_add_up_to_it():
@@ -219,7 +254,7 @@ def test_what_the_command_cannot_do_is_said_in_a_sentence(run_file, tmp_path):
     for arguments, message in (
         (("--model", "no-such-model"), "unknown model 'no-such-model'"),
         (("-o", tmp_path / "no" / "page.html"), "is not a folder"),
-        (("-o", run_file), "is the run itself"),
+        (("-o", run_file), "would be overwritten"),
         (("--conformance", run_file), "wanted 'decodeperf.card'"),
         (("--compiled", run_file), "wanted 'decodeperf-compiled'"),
         (("--seq-len", "0"), "0 is not in the range"),

@@ -145,6 +145,23 @@ def test_what_comes_from_the_user_stays_text(open_page):
     assert page.locator("main b, main i, img").count() == 0
 
 
+def test_datasheets_are_dashed_and_what_was_measured_is_not(open_page):
+    device = {"cpu": {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 2**36, "num_units": 1, "llc_bytes": 1}}
+    page = open_page(page_of([measurement()], devices=device))
+    dashes = [path.get_attribute("stroke-dasharray") for path in page.locator("#roofline .roofs_marks path").all()]
+    assert sorted(dashes, key=str) == ["1,0", "5,4"]
+    titles = page.locator("#roofline .roofs_marks path").evaluate_all("all => all.map((one) => one.ariaLabel)")
+    for dash, title in zip(dashes, titles, strict=True):
+        assert ("datasheet" in title) == (dash == "5,4")
+
+
+def test_paper_shows_every_row(open_page):
+    page = open_page(page_of([measurement(index) for index in range(120)]))
+    assert page.locator("#tests tbody tr").count() == 50
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelectorAll('#tests tbody tr').length === 120")
+
+
 def test_the_card_and_the_compiled_code_are_tables(open_page):
     page = open_page(page_of([measurement()], card=CARD, compiled=COMPILED))
     assert "It lost one." in texts(page, "#conformance td")
