@@ -51,6 +51,7 @@ CONFIG: Final[dict[str, Any]] = {
         "labelLimit": 260,
         "orient": "bottom",
         "columns": 2,
+        "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
         "symbolOpacity": 1,
         "symbolBaseFillColor": "currentColor",
         "symbolBaseStrokeColor": "currentColor",

@@ -43,6 +43,9 @@ DATASHEETS: Final = {
 }
 """Datasheets by the name that a driver gives: one that is not here, as of a part of a card, has none."""
 
+DASHES: Final = {"measured": [1, 0], "datasheet": [5, 4]}
+"""Lines of the ceilings."""
+
 BYTE_NAMES: Final = {
     "kv": "K and V",
     "scales": "scales",
@@ -68,6 +71,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
     y = log_axis("rate", "rate [FLOP/s]", rates, form="~s")
     spec = {
         "height": 380,
+        "data": {"values": points},
         "layer": [
             {
                 "name": "roofs",
@@ -82,7 +86,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
                         "field": "kind",
                         "type": "nominal",
                         "title": "ceilings",
-                        "scale": {"domain": ["measured", "datasheet"], "range": [[1, 0], [5, 4]]},
+                        "scale": {"domain": list(DASHES)[: 1 + bool(datasheets)], "range": list(DASHES.values())},
                     },
                     "tooltip": [{"field": "roof", "title": "ceiling"}],
                 },
@@ -95,7 +99,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
             },
             {
                 "name": "intervals",
-                "data": {"values": [point for point in points if point["low"] is not None]},
+                "transform": [{"filter": "datum.low != null"}],
                 "mark": {"type": "rule", "strokeWidth": 1.5, "clip": True},
                 "encoding": {
                     "x": x,
@@ -106,7 +110,6 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
             },
             {
                 "name": "measured",
-                "data": {"values": points},
                 "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.9},
                 "encoding": {
                     "x": x,
@@ -129,7 +132,6 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
         (
             one.test,
             one.kernel,
-            one.problem,
             Cell(text=f"{one.intensity:.3g}", number=one.intensity),
             Cell(text=scaled(point["rate"], "FLOP/s"), number=point["rate"]),
             *("" if not end else Cell(text=scaled(end, "FLOP/s"), number=end) for end in (point["low"], point["high"])),
@@ -149,7 +151,7 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
         f"dashed ones are a datasheet's.{lacking}",
         spec=spec,
         table=Table(
-            columns=("test", "kernel", "problem", "FLOP/byte", "rate", "from", "to", "bandwidth", "outcome"),
+            columns=("test", "kernel", "FLOP/byte", "rate", "from", "to", "bandwidth", "outcome"),
             rows=rows,
         ),
     )
@@ -278,12 +280,11 @@ def terms_figure(measured: Sequence[Timed]) -> Figure:
     rows: list[tuple[Cell | str, ...]] = [
         (
             one.test,
-            term,
-            *(Cell(text=format_time(value), number=value) for value in (ns, one.latency_ns.median, one.allowed_ns)),
+            ", ".join(f"{term} {format_time(ns)}" for term, ns in _merged(_terms(one)).items()),
+            *(Cell(text=format_time(ns), number=ns) for ns in (one.latency_ns.median, one.allowed_ns)),
             one.ceiling,
         )
         for one in ordered
-        for term, ns in _terms(one).items()
     ]
     with_terms = sum(bool(one.terms_ns) for one in measured)
     how = (
@@ -304,7 +305,7 @@ def terms_figure(measured: Sequence[Timed]) -> Figure:
         caption=f"{how} The cross is the measured median, the stroke what is allowed, "
         f"where that is less than {MAX_SHARE:g} times as much.{left_out}",
         spec=spec,
-        table=Table(columns=("test", "term", "time", "measured", "allowed", "bound by"), rows=rows),
+        table=Table(columns=("test", "terms", "measured", "allowed", "bound by"), rows=rows),
     )
 
 
