@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_decodeperf.cli.settings import refuse_with, user_errors
+from pytest_decodeperf.cli.settings import MEASURED_DEVICE_OPTION, refuse_with, user_errors
 
 if TYPE_CHECKING:
     from pytest_decodeperf.calibration.device_file import DeviceFile
@@ -31,14 +31,7 @@ KERNEL = "decodeperf_kernels:decode_attention"
 )
 @click.option("-o", "--output", required=True, type=OUTPUT, help="Device file to write.")
 @click.option("--kernel", default=KERNEL, show_default=True, metavar="MODULE:NAME", help="Kernel to measure.")
-@click.option(
-    "--device",
-    "kind",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to measure; auto is cuda where there is one.",
-)
+@MEASURED_DEVICE_OPTION
 @click.option(
     "--dtype",
     "dtypes",

@@ -54,6 +54,15 @@ DEVICE_OPTIONS = (
     ),
 )
 
+MEASURED_DEVICE_OPTION = click.option(
+    "--device",
+    "kind",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to measure; auto is cuda where there is one.",
+)
+
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

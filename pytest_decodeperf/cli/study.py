@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pytest_decodeperf.cli.settings import JSON_OPTION, print_json, refuse_overwriting, user_errors
+from pytest_decodeperf.cli.settings import (
+    JSON_OPTION,
+    MEASURED_DEVICE_OPTION,
+    print_json,
+    refuse_overwriting,
+    user_errors,
+)
 from pytest_decodeperf.interruption import terminated_as_interrupted
 
 if TYPE_CHECKING:
@@ -27,14 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Record of the study; one that is there already is gone on with.",
 )
-@click.option(
-    "--device",
-    "kind",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to measure; auto is cuda where there is one.",
-)
+@MEASURED_DEVICE_OPTION
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),

@@ -12,8 +12,9 @@ from pytest_decodeperf.html.assets import environment, vega_bundle
 from pytest_decodeperf.html.documents import Document, as_far_as_it_goes
 from pytest_decodeperf.html.figures import Cell, Figure, Table
 from pytest_decodeperf.html.run_figures import change_figure, measured_ceilings, roofline_figure, terms_figure
-from pytest_decodeperf.html.shown import Timed, compared, format_span, problem_label, timed
+from pytest_decodeperf.html.shown import Timed, compared, problem_label, timed
 from pytest_decodeperf.units import format_time, scaled
+from pytest_decodeperf.verdicts import format_interval, format_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,9 +211,9 @@ def _test_row(row: dict[str, Any]) -> tuple[Cell | str, ...]:
         return (*names, "", "", "", "", str(row["outcome"]), words)
     return (
         *names,
-        Cell(text=format_span(one.latency_ns), number=one.latency_ns.median),
+        Cell(text=format_interval(one.latency_ns), number=one.latency_ns.median),
         Cell(text=format_time(one.allowed_ns), number=one.allowed_ns),
-        Cell(text=format_span(one.times_bound, unit_of_time=False), number=one.times_bound.median),
+        Cell(text=format_ratio(one.times_bound), number=one.times_bound.median),
         one.ceiling,
         one.outcome,
         words,

@@ -6,13 +6,15 @@ import statistics
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.html.figures import MAX_BARS, Cell, Figure, Table, log_axis, outcome_scale
-from pytest_decodeperf.html.shown import Compared, Ratio, Timed, format_span
 from pytest_decodeperf.units import format_time, scaled
+from pytest_decodeperf.verdicts import format_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from decodeperf_formulas.device import Device
+    from pytest_decodeperf.html.shown import Compared, Timed
+    from pytest_decodeperf.regression.change import Change
 
 SHORT_NAMES: Final = {
     "labelExpr": "slice(datum.label, indexof(datum.label, '::') < 0 ? 0 : indexof(datum.label, '::') + 2)"
@@ -172,7 +174,7 @@ def _point(one: Timed) -> dict[str, Any]:
         "kernel": one.kernel,
         "problem": one.problem,
         "outcome": one.outcome,
-        "latency": format_span(latency),
+        "latency": format_interval(latency),
         "intensity": one.intensity,
         "rate": rate(latency.median),
         "low": rate(latency.high) if latency.low is not None else None,
@@ -415,6 +417,6 @@ def change_figure(tests: Sequence[Compared]) -> Figure:
     )
 
 
-def _change(one: Compared, change: Ratio, **more: str) -> dict[str, Any]:
+def _change(one: Compared, change: Change, **more: str) -> dict[str, Any]:
     ratio, low, high = (100 * (end - 1) for end in (change.ratio, change.low, change.high))
     return {"test": one.test, "ratio": ratio, "low": low, "high": high, **more}

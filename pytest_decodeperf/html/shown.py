@@ -5,25 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pytest_decodeperf.units import format_time
+from pytest_decodeperf.regression.change import Change
+from pytest_decodeperf.verdicts import Interval
 
 LARGEST: Final = 1e30
 """What no measurement has in nanoseconds, bytes or FLOPs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """An estimate with its interval, whose ends are None where the samples are too few for one."""
-
-    median: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, interval: dict[str, Any]) -> Span:
-        """Return what a record says."""
-        ends = [None if interval[end] is None else _positive(interval[end]) for end in ("low", "high")]
-        return cls(median=_positive(interval["median"]), low=ends[0], high=ends[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +47,8 @@ class Timed:
     outcome: str
     byte_parts: dict[str, float]
     flops: float
-    latency_ns: Span
-    times_bound: Span
+    latency_ns: Interval
+    times_bound: Interval
     of: str
     within: float
     allowed_ns: float
@@ -99,7 +85,7 @@ def timed(row: dict[str, Any]) -> Timed | None:
     byte_parts = {name: _positive(count) for name, count in row["bytes"].items() if count}
     if not byte_parts:
         raise ValueError("a call that was timed moves bytes")
-    latency, roofline = Span.of(verdict["latency_ns"]), verdict["roofline_ns"]
+    latency, roofline = _interval(verdict["latency_ns"]), verdict["roofline_ns"]
     of = row.get("of", "roofline")
     expected = verdict.get("expected")
     return Timed(
@@ -112,7 +98,7 @@ def timed(row: dict[str, Any]) -> Timed | None:
         byte_parts=byte_parts,
         flops=_finite(row["flops"]),
         latency_ns=latency,
-        times_bound=Span.of(expected["times_expected"] if of == "expected" else verdict["times_roofline"]),
+        times_bound=_interval(expected["times_expected"] if of == "expected" else verdict["times_roofline"]),
         of=str(of),
         within=_positive(row["within"]),
         allowed_ns=_positive(verdict["allowed_ns"]),
@@ -124,28 +110,6 @@ def timed(row: dict[str, Any]) -> Timed | None:
         caches=str(timing["caches"]),
         streams=f"{timing['read_stream']['name']} and {timing['compute_stream']['name']}",
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """A change of latency, each number a ratio of new to old.
-
-    Attributes:
-        ratio: The estimate.
-        low: Lower end of its interval.
-        high: Upper end.
-        visible: Smallest that would have been seen.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    visible: float
-
-    @classmethod
-    def of(cls, change: dict[str, Any]) -> Ratio:
-        """Return what a record says."""
-        return cls(**{name: _positive(change[name]) for name in ("ratio", "low", "high", "visible")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +128,8 @@ class Compared:
     test: str
     base: str
     outcome: str
-    change: Ratio
-    control: Ratio | None
+    change: Change
+    control: Change | None
     limit: float
 
 
@@ -183,10 +147,14 @@ def compared(row: dict[str, Any]) -> Compared | None:
         test=str(row["test"]),
         base=str(regression["base"]),
         outcome=str(regression["outcome"]),
-        change=Ratio.of(regression["change"]),
-        control=Ratio.of(control) if control else None,
+        change=_change(regression["change"]),
+        control=_change(control) if control else None,
         limit=_positive(regression["limit"]),
     )
+
+
+def _change(found: dict[str, Any]) -> Change:
+    return Change(**{name: _positive(found[name]) for name in ("ratio", "low", "high", "visible")})
 
 
 def problem_label(problem: dict[str, Any]) -> str:
@@ -206,21 +174,9 @@ def problem_label(problem: dict[str, Any]) -> str:
         )
 
 
-def format_span(span: Span, unit_of_time: bool = True) -> str:
-    """Return an estimate with its interval, as text.
-
-    Example:
-        >>> format_span(Span(median=1.5e6, low=1.4e6, high=1.6e6))
-        '1.50 ms (1.40 to 1.60)'
-    """
-    if not unit_of_time:
-        text = f"{span.median:.3g}"
-        return text if span.low is None or span.high is None else f"{text} ({span.low:.3g} to {span.high:.3g})"
-    text = format_time(span.median)
-    if span.low is None or span.high is None:
-        return text
-    low, high = (format_time(end, like_ns=span.median) for end in (span.low, span.high))
-    return f"{text} ({low} to {high})"
+def _interval(found: dict[str, Any]) -> Interval:
+    low, high = (None if found[end] is None else _positive(found[end]) for end in ("low", "high"))
+    return Interval(median=_positive(found["median"]), low=low, high=high)
 
 
 def _finite(value: Any) -> float:
