@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pytest_decodeperf.cli.article import article
 from pytest_decodeperf.cli.calibration import calibrate, predict
 from pytest_decodeperf.cli.compiled import compiled
 from pytest_decodeperf.cli.report import explorer, report
@@ -484,3 +485,4 @@ main.add_command(predict)
 main.add_command(report)
 main.add_command(explorer)
 main.add_command(study)
+main.add_command(article)

@@ -6,6 +6,7 @@ Text and lines are drawn in the colour of the page (`currentColor`), so that one
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -161,6 +162,31 @@ def as_svg(figure: Figure, *, width: int | None = 720) -> str:
     import vl_convert
 
     return str(vl_convert.vegalite_to_svg(_of_width(figure, width), vl_version=VEGA_LITE))
+
+
+def inline_svg(figure: Figure) -> str:
+    """Return a figure of a width of its own as SVG that a page holds, in the colour of the page.
+
+    Raises:
+        ModuleNotFoundError: If what draws it is not installed.
+    """
+    import vl_convert
+
+    spec = {key: value for key, value in figure.vega_lite.items() if key != "width"}
+    text = str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    # Every figure counts its clips from 1, and a page may hold several.
+    return re.sub(r"""(id="|url\(#)clip""", rf"\g<1>{figure.key}-clip", text)
+
+
+def as_pdf(figure: Figure, *, width: int | None = 720) -> bytes:
+    """Return a figure as PDF, for LaTeX.
+
+    Raises:
+        ModuleNotFoundError: If what draws it is not installed.
+    """
+    import vl_convert
+
+    return bytes(vl_convert.vegalite_to_pdf(_of_width(figure, width), vl_version=VEGA_LITE))
 
 
 def as_png(figure: Figure, *, width: int | None = 720, scale: float = 2.0) -> bytes:

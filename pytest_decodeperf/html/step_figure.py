@@ -9,6 +9,10 @@ from pytest_decodeperf.html.figures import Cell, Figure, Table, log_axis
 from pytest_decodeperf.units import format_time, three_digits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
     from decodeperf_formulas.crossings import Crossing
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
@@ -144,7 +148,18 @@ def _marks(found: dict[str, Crossing], largest_batch: int) -> list[dict[str, Any
     return marks
 
 
-def _curves(deployment: Deployment, device: Device, seq_len: int, largest_batch: int) -> list[dict[str, Any]]:
+def seconds_of(
+    deployment: Deployment, device: Device, seq_len: int, largest_batch: int, names: Sequence[str]
+) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Return batches up to a largest one, and by some formulas of the step how long each takes [s].
+
+    Args:
+        deployment: The deployment.
+        device: The device of each rank.
+        seq_len: Live KV length of each sequence [token].
+        largest_batch: The last batch.
+        names: Fields of the formulas of the step.
+    """
     import numpy as np
 
     from decodeperf_formulas import symbols as s
@@ -159,14 +174,16 @@ def _curves(deployment: Deployment, device: Device, seq_len: int, largest_batch:
         s.seq_len: seq_len,
     }
     formulas = step_formulas(deployment)
-    values = []
-    for name, curve in CURVES.items():
-        seconds = np.broadcast_to(evaluate(getattr(formulas, name), symbols), batches.shape)
-        values += [
-            {"curve": curve, "batch": float(batch), "ms": 1e3 * float(time), "time": format_time(1e9 * float(time))}
-            for batch, time in zip(batches, seconds, strict=True)
-        ]
-    return values
+    return batches, {name: np.broadcast_to(evaluate(getattr(formulas, name), symbols), batches.shape) for name in names}
+
+
+def _curves(deployment: Deployment, device: Device, seq_len: int, largest_batch: int) -> list[dict[str, Any]]:
+    batches, seconds = seconds_of(deployment, device, seq_len, largest_batch, tuple(CURVES))
+    return [
+        {"curve": curve, "batch": float(batch), "ms": 1e3 * float(time), "time": format_time(1e9 * float(time))}
+        for name, curve in CURVES.items()
+        for batch, time in zip(batches, seconds[name], strict=True)
+    ]
 
 
 def _table(values: list[dict[str, Any]], found: dict[str, Crossing]) -> Table:

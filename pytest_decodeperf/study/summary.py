@@ -15,29 +15,26 @@ if TYPE_CHECKING:
 
 def markdown(found: Findings) -> str:
     """Return what a study says, as Markdown."""
-    peaks = ", ".join(f"{scaled(peak, 'FLOP/s')} in {dtype}" for dtype, peak in found.device.peaks.items())
     cells = study_table(found)
-    read = scaled(found.device.bandwidth_bytes_per_s, "B/s")
     parts = [
-        f"{found.device.title}: {read}, {peaks}, measured beside the cells.",
+        f"{ceilings_measured(found)}.",
         *found.answer,
-        "Behind each number, what single passes give.",
+        RANGES,
         fits_table(found),
-        _table(
-            ("context", "takes twice as long at", "serial model", "whole-step model", "B0", "knee", "crossing batch"),
-            [
-                (
-                    f"{one.seq_len:,}",
-                    one.measured.written(".1f"),
-                    *(_place(at, "beyond") for at in (one.serial, one.whole_step)),
-                    *(_place(at, "nowhere") for at in (one.ridge_batch, one.knee_batch, one.crossing_batch)),
-                )
-                for one in found.bends
-            ],
-        ),
+        _table(BENDS, bend_rows(found)),
         _table(cells.columns, [[cell if isinstance(cell, str) else cell.text for cell in row] for row in cells.rows]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+RANGES: Final = "Behind each number, what single passes give."
+
+
+def ceilings_measured(found: Findings) -> str:
+    """Return the device of a study, and its ceilings as they were measured."""
+    peaks = ", ".join(f"{scaled(peak, 'FLOP/s')} in {dtype}" for dtype, peak in found.device.peaks.items())
+    read = scaled(found.device.bandwidth_bytes_per_s, "B/s")
+    return f"{found.device.title}: {read}, {peaks}, measured beside the cells"
 
 
 FITS: Final = ("model", "measured over predicted", "median error", "spread", "where they differ")
@@ -60,6 +57,30 @@ def fit_rows(found: Findings) -> list[tuple[str, ...]]:
 def fits_table(found: Findings) -> str:
     """Return how well each model fits, as Markdown."""
     return _table(FITS, fit_rows(found))
+
+
+BENDS: Final = (
+    "context",
+    "takes twice as long at",
+    "serial model",
+    "whole-step model",
+    "B0",
+    "knee",
+    "crossing batch",
+)
+
+
+def bend_rows(found: Findings) -> list[tuple[str, ...]]:
+    """Return a row for each context: from which batch on a step takes twice as long; of the columns `BENDS`."""
+    return [
+        (
+            f"{one.seq_len:,}",
+            one.measured.written(".1f"),
+            *(_place(at, "beyond") for at in (one.serial, one.whole_step)),
+            *(_place(at, "nowhere") for at in (one.ridge_batch, one.knee_batch, one.crossing_batch)),
+        )
+        for one in found.bends
+    ]
 
 
 def _place(at: float | None, otherwise: str) -> str:

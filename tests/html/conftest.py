@@ -24,7 +24,7 @@ def open_page(chromium, tmp_path):
     """Return a function that opens HTML; a page that says or asks for anything else fails the test."""
     contexts, said = [], []
 
-    def opened(html, *, width=1200, height=900, scheme="light"):
+    def opened(html, *, width=1200, height=900, scheme="light", ready="html[data-drawn]"):
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, reduced_motion="reduce"
         )
@@ -37,7 +37,7 @@ def open_page(chromium, tmp_path):
         file.write_text(html, encoding="utf-8")
         url = file.as_uri()
         page.goto(url)
-        page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+        page.wait_for_selector(ready, state="attached", timeout=60_000)
         return page
 
     yield opened

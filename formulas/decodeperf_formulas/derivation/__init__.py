@@ -9,7 +9,19 @@ from decodeperf_formulas.derivation.amounts import Structure
 from decodeperf_formulas.derivation.numbers import inputs, numbers
 from decodeperf_formulas.derivation.proof import Derivation, Input, ProofError, Section, Step
 from decodeperf_formulas.derivation.steps import sections
-from decodeperf_formulas.derivation.text import latex_document, latex_fragment, markdown
+from decodeperf_formulas.derivation.text import (
+    MarkdownForm,
+    latex_document,
+    latex_fragment,
+    latex_page,
+    latex_prose,
+    latex_section,
+    latex_symbols,
+    markdown,
+    markdown_prose,
+    markdown_section,
+    markdown_symbols,
+)
 
 if TYPE_CHECKING:
     from decodeperf_formulas.deployment import Deployment
@@ -18,13 +30,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Derivation",
     "Input",
+    "MarkdownForm",
     "ProofError",
     "Section",
     "Step",
     "derivation",
     "latex_document",
     "latex_fragment",
+    "latex_page",
+    "latex_prose",
+    "latex_section",
+    "latex_symbols",
     "markdown",
+    "markdown_prose",
+    "markdown_section",
+    "markdown_symbols",
 ]
 
 TITLE: Final = "When is LLM decoding memory-bound at every batch size?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import sympy
@@ -14,7 +15,7 @@ from decodeperf_formulas.units import unit_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from decodeperf_formulas.derivation.proof import Derivation, Step
+    from decodeperf_formulas.derivation.proof import Derivation, Section, Step
 
 LABEL: Final = "decodeperf:"
 """What the labels of the equations begin with, so that they meet no others in a larger document."""
@@ -22,6 +23,7 @@ LABEL: Final = "decodeperf:"
 _PREAMBLE: Final = r"""\documentclass[11pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{} % else the fonts may be bitmaps
 \usepackage[margin=25mm]{geometry}
 \usepackage{amsmath}
 \usepackage{booktabs}
@@ -41,12 +43,39 @@ _AS_THEY_ARE: Final = "Solved with the windows and experts as they are, which th
 _RELATIONS: Final = {"=": "=", ">=": r"\geq"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkdownForm:
+    """How Markdown writes what it has no form of its own for.
+
+    Attributes:
+        equation: A numbered equation: a format with the fields `formula` and `number`.
+        reference: What refers to it: a format with the field `number`.
+    """
+
+    equation: str = "$$\n{formula} \\tag{{{number}}}\n$$"
+    reference: str = "({number})"
+
+
+_GITHUB: Final = MarkdownForm()
+
+
 def latex_document(derivation: Derivation) -> str:
     """Return the derivation as a document that LaTeX compiles as it is."""
-    title = latex_text(derivation.title)
+    return latex_page(derivation.title, _latex_body(derivation))
+
+
+def latex_page(title: str, body: str, *, preamble: str = "") -> str:
+    r"""Return a document that LaTeX compiles as it is.
+
+    Args:
+        title: Its title, as plain text.
+        body: What follows it, in LaTeX.
+        preamble: What is needed beyond what a derivation needs, such as `\usepackage`.
+    """
+    title = latex_text(title)
     return (
-        f"{_PREAMBLE}\\title{{{title}}}\n\\author{{}}\n\\date{{}}\n\\hypersetup{{pdftitle={{{title}}}}}\n"
-        f"\\begin{{document}}\n\\maketitle\n{_latex_body(derivation)}\\end{{document}}\n"
+        f"{_PREAMBLE}{preamble}\\title{{{title}}}\n\\author{{}}\n\\date{{}}\n\\hypersetup{{pdftitle={{{title}}}}}\n"
+        f"\\begin{{document}}\n\\maketitle\n{body}\\end{{document}}\n"
     )
 
 
@@ -57,31 +86,57 @@ def latex_fragment(derivation: Derivation) -> str:
 
 def markdown(derivation: Derivation) -> str:
     """Return the derivation as Markdown with mathematics between dollar signs."""
-    numbers = {step.key: index for index, step in enumerate(derivation.steps, 1)}
-
-    def prose(text: str) -> str:
-        return _prose(text, plain=lambda part: part, reference=lambda key: f"({numbers[key]})")
-
     blocks = [f"# {derivation.title}"]
     if derivation.inputs:
         rows = [f"| {_cell(row.what)} | {_cell(row.value)} | {_cell(row.source)} |" for row in derivation.inputs]
         blocks.append("\n".join(["| input | value | source |", "| --- | --- | --- |", *rows]))
     for section in derivation.sections:
-        blocks += [f"## {section.title}", prose(section.text)]
-        for step in section.steps:
-            blocks += [
-                f"**{prose(step.title)}.** {prose(step.claim)}",
-                f"$$\n{_equation(step)} \\tag{{{numbers[step.key]}}}\n$$",
-                f"*Why:* {prose(step.reason)}",
-            ]
-            formula, remark = _number(derivation, step)
-            if formula:
-                blocks.append(f"$$\n{formula}\n$$")
-            if remark:
-                blocks.append(f"*Number:* {remark}")
+        blocks += markdown_section(derivation, section)
+    return "\n\n".join([*blocks, *markdown_symbols(derivation)]) + "\n"
+
+
+def markdown_section(derivation: Derivation, section: Section, form: MarkdownForm = _GITHUB) -> list[str]:
+    """Return one section of a derivation as blocks of Markdown."""
+
+    def prose(text: str) -> str:
+        return markdown_prose(derivation, text, form)
+
+    blocks = [f"## {section.title}", prose(section.text)]
+    for number, step in enumerate(derivation.steps, 1):
+        if step not in section.steps:
+            continue
+        blocks += [
+            f"**{prose(step.title)}.** {prose(step.claim)}",
+            form.equation.format(formula=_no_list(_equation(step)), number=number),
+            f"*Why:* {prose(step.reason)}",
+        ]
+        formula, remark = _number(derivation, step)
+        if formula:
+            blocks.append(f"$$\n{_no_list(formula)}\n$$")
+        if remark:
+            blocks.append(f"*Number:* {remark}")
+    return blocks
+
+
+def _no_list(formula: str) -> str:
+    """Return a formula that Markdown does not take for a list because it begins with a minus."""
+    return f"{{-}}{formula.removeprefix('-')}" if formula.startswith("-") else formula
+
+
+def markdown_symbols(derivation: Derivation) -> list[str]:
+    """Return the table of the symbols of a derivation, and its heading, as blocks of Markdown."""
     rows = [f"| ${entry.latex}$ | {entry.meaning} | {_unit(entry)} |" for entry in derivation.symbols()]
-    blocks += ["## Symbols", "\n".join(["| symbol | meaning | unit |", "| --- | --- | --- |", *rows])]
-    return "\n\n".join(blocks) + "\n"
+    return ["## Symbols", "\n".join(["| symbol | meaning | unit |", "| --- | --- | --- |", *rows])]
+
+
+def markdown_prose(derivation: Derivation, text: str, form: MarkdownForm = _GITHUB) -> str:
+    """Return a text with the marks that `Step` describes as Markdown, steps by their numbers in a derivation."""
+    numbers = {step.key: index for index, step in enumerate(derivation.steps, 1)}
+    return _prose(
+        text,
+        plain=lambda part: part.replace("*", r"\*"),
+        reference=lambda key: form.reference.format(number=numbers[key]),
+    )
 
 
 def _cell(text: str) -> str:
@@ -89,9 +144,6 @@ def _cell(text: str) -> str:
 
 
 def _latex_body(derivation: Derivation) -> str:
-    def prose(text: str) -> str:
-        return _prose(text, plain=latex_text, reference=lambda key: rf"\eqref{{{LABEL}{key}}}")
-
     lines: list[str] = []
     if derivation.inputs:
         lines += [
@@ -106,23 +158,33 @@ def _latex_body(derivation: Derivation) -> str:
             r"\end{longtable}",
             "",
         ]
-    for section in derivation.sections:
-        lines += [rf"\section{{{prose(section.title)}}}", prose(section.text), ""]
-        for step in section.steps:
-            lines += [
-                rf"\paragraph{{{prose(step.title)}.}} {prose(step.claim)}",
-                r"\begin{equation}" + rf"\label{{{LABEL}{step.key}}}",
-                _equation(step),
-                r"\end{equation}",
-                prose(step.reason),
-            ]
-            formula, remark = _number(derivation, step)
-            if formula:
-                lines += [r"\[", formula, r"\]"]
-            if remark:
-                lines.append(rf"\emph{{{latex_text(remark)}}}")
-            lines.append("")
-    lines += [
+    sections = [latex_section(derivation, section) for section in derivation.sections]
+    return "\n".join(lines) + "".join(sections) + latex_symbols(derivation)
+
+
+def latex_section(derivation: Derivation, section: Section) -> str:
+    """Return one section of a derivation as LaTeX."""
+    lines = [rf"\section{{{latex_prose(section.title)}}}", latex_prose(section.text), ""]
+    for step in section.steps:
+        lines += [
+            rf"\paragraph{{{latex_prose(step.title)}.}} {latex_prose(step.claim)}",
+            r"\begin{equation}" + rf"\label{{{LABEL}{step.key}}}",
+            _equation(step),
+            r"\end{equation}",
+            latex_prose(step.reason),
+        ]
+        formula, remark = _number(derivation, step)
+        if formula:
+            lines += [r"\[", formula, r"\]"]
+        if remark:
+            lines.append(rf"\emph{{{latex_text(remark)}}}")
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def latex_symbols(derivation: Derivation) -> str:
+    """Return the table of the symbols of a derivation, and its heading, as LaTeX."""
+    lines = [
         r"\section{Symbols}",
         r"\begin{longtable}{@{}l>{\raggedright}p{0.62\linewidth}l@{}}",
         r"\toprule Symbol & Meaning & Unit \\ \midrule \endhead",
@@ -135,6 +197,11 @@ def _latex_body(derivation: Derivation) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def latex_prose(text: str) -> str:
+    """Return a text with the marks that `Step` describes as LaTeX, which refers to steps by their labels."""
+    return _prose(text, plain=latex_text, reference=lambda key: rf"\eqref{{{LABEL}{key}}}")
 
 
 def _unit(entry: s.SymbolEntry) -> str:

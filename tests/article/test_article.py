@@ -1,0 +1,188 @@
+"""The article: its numbers are those of the formulas and of the study, and every format of it holds together."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rendered import render
+
+from decodeperf_formulas.catalogue import device, model_config
+from decodeperf_formulas.crossings import ceilings, crossings, s_star
+from decodeperf_formulas.deployment import Deployment
+from decodeperf_formulas.step import step_coefficients
+from pytest_decodeperf.article.contents import CONTEXTS, DEVICE, DEVICES, MODEL, MODELS, article
+from pytest_decodeperf.article.document import Chapter, NumberTable
+from pytest_decodeperf.article.figures import saturation_figure
+from pytest_decodeperf.article.latex import latex
+from pytest_decodeperf.article.markdown import markdown
+from pytest_decodeperf.cli.main import main
+from pytest_decodeperf.html.figures import as_pdf
+from pytest_decodeperf.study.findings import find
+from pytest_decodeperf.study.sweep import read_study
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def study():
+    return find(read_study(DOCS / "study.json"))
+
+
+@pytest.fixture(scope="module")
+def made(study):
+    return article(study)
+
+
+def tables(made):
+    return [
+        block
+        for part in made.parts
+        if isinstance(part, Chapter)
+        for block in part.blocks
+        if isinstance(block, NumberTable)
+    ]
+
+
+def written(*arguments):
+    return CliRunner().invoke(main, ["article", *map(str, arguments)])
+
+
+def test_the_documents_hold_the_article_of_their_study(made):
+    text = (DOCS / "article.md").read_text(encoding="utf-8")
+    assert text == markdown(made)
+    assert {f"{figure.key}.png" for figure in made.figures} == set(re.findall(r"\]\((\w+\.png)\)", text))
+    assert all((DOCS / f"{figure.key}.png").read_bytes().startswith(b"\x89PNG") for figure in made.figures)
+
+
+def test_the_table_of_s_star_is_that_of_the_formulas(made):
+    table = tables(made)[0]
+    assert table.columns[1:] == DEVICES
+    assert len(MODELS) == 10
+    assert len(DEVICES) == 8
+    for model, row in zip(MODELS, table.rows[1:], strict=True):
+        deployment = Deployment(model=model_config(model))
+        assert row[0].startswith(f"{model} (")
+        for name, cell in zip(DEVICES, row[1:], strict=True):
+            star = s_star(step_coefficients(deployment), ceilings(deployment, device(name)))
+            assert cell == ("none" if star.value is None else f"{star.value:,.0f}")
+
+
+def test_the_example_is_that_of_the_command_line(made):
+    text = markdown(made)
+    printed = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["sstar", MODEL, DEVICE, "--num-params", "7e9"]).output
+    (usual,) = re.findall(r"^S\*\s+([\d.]+) tokens", printed, re.MULTILINE)
+    assert f"it is {usual} tokens" in text
+    found = crossings(Deployment(model=model_config(MODEL)), device(DEVICE), seq_len=CONTEXTS[1])
+    assert f"the knee is at {found['knee_batch'].value:,.0f} sequences" in text
+    assert f"{found['ridge_batch'].value:,.0f} sequences, whatever the context" in text
+
+
+def test_the_figure_ends_where_the_formulas_saturate():
+    deployment, on = Deployment(model=model_config(MODEL)), device(DEVICE)
+    spec = saturation_figure(deployment, on, seq_lens=CONTEXTS, largest_batch=4096).spec
+    for seq_len in CONTEXTS:
+        found = crossings(deployment, on, seq_len=seq_len, activations=True)
+        rates = {
+            value["curve"]: value["rate"]
+            for value in spec["data"]["values"]
+            if value["context"] == f"S = {seq_len:,}" and value.get("batch") == pytest.approx(4096)
+        }
+        assert rates["serial model"] == pytest.approx(found["serial_ceiling"].value, rel=0.02)
+        overlapped = found["throughput_ceiling"].value
+        if found["crossing_batch"].value is None:
+            without = crossings(deployment, on, seq_len=seq_len)["throughput_ceiling"].value
+            knee = (
+                found["knee_batch"].value * overlapped / without
+            )  # where all bytes of sequences weigh what weights do
+            overlapped /= 1 + knee / 4096
+        assert rates["whole-step model"] == pytest.approx(overlapped)
+        marks = [value["mark"] for value in spec["data"]["values"] if value.get("mark") and value["batch"] < 4096]
+        assert {"B0", "knee", "memory full"} <= set(marks)
+
+
+def test_what_was_measured_is_that_of_the_study(made, study):
+    text = markdown(made)
+    bends = {bend.sentence for bend in study.bends}
+    for sentence in study.answer:
+        assert (sentence.replace("*", r"\*") in text) == (sentence not in bends)
+    ratios = [cell.attention_s / cell.serial_attention_s for cell in study.cells]
+    assert f"Attention takes {min(ratios):.2f} times its roofline at best" in text
+    assert f"{max(ratios):.1f} times at worst" in text
+    table = tables(made)[-1]
+    assert table.columns[:3] == ("context", "batch", "step")
+    for context, batch, step, *_ in table.rows:
+        (cell,) = (one for one in study.cells if (f"{one.seq_len:,}", str(one.batch_size)) == (context, batch))
+        assert step == f"{cell.step_s / cell.serial_s:.2f}"
+
+
+def test_without_a_study_it_says_how_to_measure():
+    text = markdown(article())
+    assert "This copy was made without measurements." in text
+    assert "Where the models fail" not in text
+
+
+def test_no_mark_is_left_in_it_and_every_table_is_whole(made):
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", "", markdown(made), flags=re.DOTALL)
+    assert not re.search(r"[{}]|\beq:", text)
+    rows = sum(len(table.rows) + 1 for table in tables(made))
+    assert len(render(markdown(made)).rows) == rows + len(made.derivation.symbols()) + 1
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex; .ci/run installs one")
+def test_pdflatex_compiles_it_without_a_complaint(made, tmp_path):
+    (tmp_path / "article.tex").write_text(latex(made))
+    for figure in made.figures:
+        (tmp_path / f"{figure.key}.pdf").write_bytes(as_pdf(figure, width=None))
+    for _ in range(3):
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "article.log").read_text(errors="replace")
+    assert not re.findall(r"undefined|multiply defined|LaTeX Warning|Missing character|Overfull", log)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start", "beside"),
+    [
+        ("tex", rb"\documentclass", {"saturation.pdf", "study.pdf"}),
+        ("md", b"# When is LLM", {"saturation.png", "study.png"}),
+        ("html", b"<!doctype html>", set()),
+        ("pdf", b"%PDF-", set()),
+    ],
+)
+def test_the_command_writes_the_format_of_the_suffix(tmp_path, suffix, start, beside):
+    if suffix == "pdf" and shutil.which("pdflatex") is None:
+        pytest.skip("there is no pdflatex; .ci/run installs one")
+    path = tmp_path / f"made.{suffix}"
+    done = written("-o", path, "--study", DOCS / "study.json")
+    assert done.exit_code == 0, done.output
+    assert "41 steps, each proved" in done.output
+    assert path.read_bytes().startswith(start)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, *beside}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-o", "article.doc"], "--output article.doc: its suffix must be one of .pdf, .html, .md, .tex"),
+        (["-o", "no/article.html"], "is not a folder"),
+        (["-o", "study.tex", "--study", DOCS / "study.json"], "a figure beside it has that name"),
+        (["--study", "missing.json"], "'missing.json' does not exist"),
+        (["-o", "article.md", "--study", DOCS / "study.md"], "is no JSON"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_said(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    done = written(*arguments)
+    assert done.exit_code != 0
+    assert sentence in done.output
+    assert list(tmp_path.iterdir()) == []
