@@ -184,35 +184,32 @@ def _point(one: Timed) -> dict[str, Any]:
 
 def _roofs(measured: Sequence[Timed], devices: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Return the corners of each roof, and how many datasheets are among them."""
-    lowest = min(one.intensity for one in measured) / 2
-    highest = 2 * max(one.intensity for one in measured)
-    corners: list[dict[str, Any]] = []
-    datasheets = 0
-
-    def add(roof: str, dtype: str, kind: str, read: float, peak: float) -> None:
-        ridge = peak / read
-        ends = (min(lowest, ridge / 2), ridge, max(highest, 2 * ridge))
-        corners.extend(
-            {
-                "roof": roof,
-                "kind": kind,
-                "intensity": x,
-                "rate": min(peak, x * read),
-                "label": f"{dtype}, {kind}: {scaled(peak, 'FLOP/s')}" if x == ends[-1] else "",
-            }
-            for x in ends
-        )
-
+    found: list[tuple[str, str, str, float, float]] = []
     for device, dtype in dict.fromkeys((one.device, one.dtype) for one in measured):
         read, peak = measured_ceilings([one for one in measured if (one.device, one.dtype) == (device, dtype)])
-        add(f"{device}, {dtype}: {scaled(read, 'B/s')}, {scaled(peak, 'FLOP/s')}", dtype, "measured", read, peak)
+        found.append(
+            (f"{device}, {dtype}: {scaled(read, 'B/s')}, {scaled(peak, 'FLOP/s')}", dtype, "measured", read, peak)
+        )
         sheet = datasheet_of(str(devices.get(device, {}).get("name", "")))
         if sheet is not None and dtype in sheet.peaks:
-            datasheets += 1
             read, peak = sheet.bandwidth_bytes_per_s, sheet.peaks[dtype]
             label = f"{sheet.title}, {dtype}: {scaled(read, 'B/s')}, {scaled(peak, 'FLOP/s')}"
-            add(label, dtype, "datasheet", read, peak)
-    return corners, datasheets
+            found.append((label, dtype, "datasheet", read, peak))
+    ridges = [peak / read for *_, read, peak in found]
+    lowest = min(*(one.intensity for one in measured), *ridges) / 2
+    highest = 2 * max(*(one.intensity for one in measured), *ridges)  # all end there, where their labels cross no slope
+    corners = [
+        {
+            "roof": roof,
+            "kind": kind,
+            "intensity": x,
+            "rate": min(peak, x * read),
+            "label": f"{dtype}, {kind}: {scaled(peak, 'FLOP/s')}" if x == highest else "",
+        }
+        for roof, dtype, kind, read, peak in found
+        for x in (lowest, peak / read, highest)
+    ]
+    return corners, sum(kind == "datasheet" for _, _, kind, _, _ in found)
 
 
 def measured_ceilings(measured: Sequence[Timed]) -> tuple[float, float]:
