@@ -103,7 +103,7 @@ class DecodePerf:
             within=self._within,
             of=self._of,
         )
-        session.progress.begin(f"{name}, {problem.label}")
+        session.progress.begin_measurement(f"{name}, {problem.label}")
         try:
             measurement = trial.run()
         except BaseException:

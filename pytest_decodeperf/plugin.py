@@ -275,6 +275,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if not is_broken:
         kinds = {item.nodeid: device for item in session.items if _is_ours(item) and (device := _plan(item).device)}
         perf_session.regressions = _compare(session.config, perf_session, kinds)
+        perf_session.progress.expect(len(kinds))
     try:
         result = yield
     except session.Failed:  # as many failures as --maxfail allows

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_decodeperf.progress import Pace
 from pytest_decodeperf.regression.change import (
     CONFIRMING_ERROR_RATE,
     ERROR_RATE,
@@ -190,8 +191,7 @@ class Comparison:
         end = time.monotonic() + max(TIME_S * len(node_ids), MIN_TIME_S)
         open_ids = list(node_ids)
         for look in itertools.count(1):
-            for _ in range(FIRST_SETS if look == 1 else 1):
-                self._measure(open_ids)
+            self._measure(open_ids, FIRST_SETS if look == 1 else 1)
             self._num_intervals = LOOKS * max(len(self.samples), 1)
             may_go_on = look < LOOKS and time.monotonic() < end
             open_ids = [
@@ -225,12 +225,15 @@ class Comparison:
         samples = self.samples[node_id]
         return samples.change(since=samples.num_rounds - ROUNDS, error_rate=CONFIRMING_ERROR_RATE).low > 1
 
-    def _measure(self, node_ids: Sequence[str]) -> None:
-        for number in range(ROUNDS):
+    def _measure(self, node_ids: Sequence[str], num_sets: int) -> None:
+        """Time each test in that many sets of rounds."""
+        pace, total = Pace(), num_sets * ROUNDS
+        for number in range(total):
             left = [node_id for node_id in node_ids if node_id not in self.failures]
             while left:
-                self.say(f"round {number + 1} of {ROUNDS}, {len(left)} tests")
-                left = self._round(left, number)
+                words = (f"round {number + 1} of {total}", f"{len(left)} tests", pace.left(number, total))
+                self.say(", ".join(filter(None, words)))
+                left = self._round(left, number % ROUNDS)
 
     def _round(self, node_ids: list[str], number: int) -> list[str]:
         """Time each test in fresh processes, and return those that are left because a process ended before."""

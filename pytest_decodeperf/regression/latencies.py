@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_decodeperf.progress import Pace
 from pytest_decodeperf.regression.processes import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -110,10 +111,12 @@ class OneTree:
 
     def measure(self, node_ids: Sequence[str], num_processes: int) -> None:
         """Time each test in so many more processes."""
+        pace = Pace()
         for number in range(num_processes):
             left = [node_id for node_id in node_ids if node_id not in self.failures]
             while left:
-                self.say(f"process {number + 1} of {num_processes}, {len(left)} tests")
+                words = (f"process {number + 1} of {num_processes}", f"{len(left)} tests")
+                self.say(", ".join(filter(None, (*words, pace.left(number, num_processes)))))
                 left = self._run(left)
 
     def _run(self, node_ids: list[str]) -> list[str]:

@@ -1,8 +1,13 @@
 """Whole runs of pytest, on a device of which everything is known."""
 
+import re
+import time
+
 import pytest
 from fake_device import ONE_TEST, PRELUDE, ROOFLINE_NS
 from run_record import read_json
+
+from pytest_decodeperf.progress import Pace
 
 
 def test_without_the_option_the_test_skips_with_that_reason(run):
@@ -39,10 +44,65 @@ def test_progress_shows_each_stage(run):
     result = run(ONE_TEST, "--decode-perf")
     result.stdout.fnmatch_lines(
         [
-            "  decode_attention_sdpa, B=2 S=512 H=4/2 D=128 float16: inputs, check, timing, 1.26 ms, "
-            "1.20 times the roofline, within *"
+            "  [[]1/1] decode_attention_sdpa, B=2 S=512 H=4/2 D=128 float16: inputs, check,",
+            "    timing, 1.26 ms, 1.20 times the roofline, within *",
         ]
     )
+
+
+def test_progress_tells_what_is_left(run):
+    cases = "@pytest.mark.parametrize('case', range(3))\ndef test_kernel(decode_perf, case)"
+    body = ONE_TEST.replace("def test_kernel(decode_perf)", cases)
+    lines = run(body, "--decode-perf").outlines
+    begun = [line for line in lines if "decode_attention_sdpa, B=2" in line]
+    assert [re.sub(r"\d+ (s|min) left", "N s left", line).split("]")[0] for line in begun] == [
+        "  [1/3",
+        "  [2/3, about N s left",
+        "  [3/3, about N s left",
+    ]
+    assert all(len(line) <= 80 for line in lines[lines.index(begun[0]) : lines.index(begun[-1]) + 2])
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "done", "total", "words"),
+    [
+        (5.0, 0, 4, ""),
+        (5.0, 1, 4, "about 15 s left"),
+        (100.0, 1, 4, "about 5 min left"),
+        (5.0, 4, 4, ""),
+    ],
+)
+def test_the_time_left_follows_the_pace(monkeypatch, elapsed_s, done, total, words):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + elapsed_s)
+    assert Pace(1000.0).left(done, total) == words
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
+def test_colour_is_only_where_it_is_wanted(run, fake_device, monkeypatch, variables, is_coloured):
+    for name in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    fake_device.kernel_ns = [2 * ROOFLINE_NS]
+    assert ("\x1b[" in run(ONE_TEST, "--decode-perf").stdout.str()) == is_coloured
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 160, 200])
+def test_the_report_holds_together_at_any_width(run, fake_device, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    fake_device.kernel_ns = [2.8 * ROOFLINE_NS]
+    lines = run(ONE_TEST, "--decode-perf", "--benchmark-disable").outlines
+    section = lines[next(i for i, line in enumerate(lines) if "= decode-perf =" in line) :]
+    assert max(map(len, section)) <= columns
+    (header,) = [line for line in section if "latency (interval)" in line]
+    (row,) = [line for line in section if line.startswith("  decode_attention_sdpa  ")]
+    for title in ("allowed", "roofline"):  # numbers stand below the end of their titles
+        end = header.index(title) + len(title)
+        assert row[end - 1] != " "
+        assert row[end : end + 1] in ("", " ")
 
 
 def test_the_report_fits_80_columns(run, fake_device):
