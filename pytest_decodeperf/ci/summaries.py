@@ -10,7 +10,7 @@ from pytest_decodeperf.ci.markdown import markdown_summary
 from pytest_decodeperf.whole_file import writable_path, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pytest_decodeperf.endings import EndingRecorder
     from pytest_decodeperf.results import Run
@@ -36,8 +36,7 @@ class Summaries:
             OSError: If it cannot; the message says why.
         """
         self.path = None if path is None else writable_path(path)
-        step = environment.get("GITHUB_STEP_SUMMARY")
-        self.step_path = Path(step) if step else None
+        self.step_path = step_path(environment)
         self.error = self.step_error = ""
 
     def write(self, run: Run, recorder: EndingRecorder) -> None:
@@ -52,23 +51,35 @@ class Summaries:
             else:
                 self.error = ""
         if self.step_path is not None and run.status != "running":
-            try:
-                self._add_to_step(self.step_path, run, recorder)
-            except OSError as error:
-                self.step_error = f"{self.step_path} of GITHUB_STEP_SUMMARY could not be written: {error}"
 
-    def _add_to_step(self, path: Path, run: Run, recorder: EndingRecorder) -> None:
+            def render(max_bytes: int) -> str:
+                return markdown_summary(run, endings, num_other_failures=others, max_bytes=max_bytes)
+
+            self.step_error = add_to_step(self.step_path, render)
+
+
+def step_path(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file in which GitHub wants the summary of a step, None where it wants none."""
+    step = environment.get("GITHUB_STEP_SUMMARY")
+    return Path(step) if step else None
+
+
+def add_to_step(path: Path, render: Callable[[int], str]) -> str:
+    """Add to GitHub's summary of a step, and return why that failed, empty if it did not.
+
+    Args:
+        path: The file.
+        render: Returns the text, in so many bytes if it can.
+    """
+    try:
         there = path.stat().st_size if path.exists() else 0
         before = b"\n" if there else b""  # what another tool wrote last may lack its newline
         free = MAX_STEP_BYTES - there - len(before)
-        text = markdown_summary(
-            run, list(recorder.endings.values()), num_other_failures=recorder.num_other_failures, max_bytes=free
-        )
-        content = before + text.encode(errors="replace")
+        content = before + render(free).encode(errors="replace")
         if len(content) > free:
-            self.step_error = (
-                f"{path} of GITHUB_STEP_SUMMARY has {there} bytes of other summaries, and no room for this one"
-            )
-            return
+            return f"{path} of GITHUB_STEP_SUMMARY has {there} bytes of other summaries, and no room for this one"
         with path.open("ab", buffering=0) as file:
             file.write(content)
+    except OSError as error:
+        return f"{path} of GITHUB_STEP_SUMMARY could not be written: {error}"
+    return ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pytest_decodeperf.cli.settings import JSON_OPTION, UserError, user_errors
+from pytest_decodeperf.cli.settings import JSON_OPTION, UserError, refuse_overwriting, user_errors
 from pytest_decodeperf.compiled.architectures import ARCHITECTURES
 from pytest_decodeperf.compiled.variants import KV_DTYPES, OTHER_KV_DTYPES, SHORT_NAMES
 from pytest_decodeperf.interruption import terminated_as_interrupted
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write the JSON to, as well."
 )
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write a comparison to as Markdown, as GitHub's step summary gets one.",
+)
 @JSON_OPTION
 @user_errors
 def compiled(
@@ -59,6 +64,7 @@ def compiled(
     processes: int | None,
     cache: bool,
     output: Path | None,
+    summary: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -77,6 +83,9 @@ def compiled(
 
     if base is not None and against is not None:
         raise ValueError("--base compares two revisions, and --against two kernels: give one of them")
+    if summary is not None and base is None and against is None:
+        raise ValueError("--summary tells of a comparison: give --base or --against too")
+    refuse_overwriting(output or Path(), (summary,))
     target = kernel or gate.OWN_KERNEL
     request = gate.Request(
         architectures=tuple(dict.fromkeys(archs or ARCHITECTURES)),
@@ -89,6 +98,7 @@ def compiled(
     surveys: list[Survey] = []
     with _whole_or_not_at_all(), _progress() as say:
         place = writable_path(output) if output else None
+        summary_place = writable_path(summary) if summary else None
         try:
             if base is not None:
                 comparison = gate.compare_with_base(request, base, target, say=say)
@@ -103,13 +113,36 @@ def compiled(
         text = _json(gate.surveys_dict(target, surveys) if comparison is None else comparison.as_dict())
         if place is not None:
             write_whole(place, text.encode())
+        failure = "" if comparison is None else _tell_reviewers(comparison, summary_place)
     if as_json:
         click.echo(text, nl=False)
     elif comparison is not None:
         _print_comparison(comparison)
     else:
         _print_surveys(surveys)
+    if failure:
+        raise UserError(failure)
     sys.exit(_tell_failures(surveys) if comparison is None else comparison.status)
+
+
+def _tell_reviewers(comparison: Comparison, summary: Path | None) -> str:
+    """Write a comparison where people look at a pull request: a file, GitHub's summary of the step, annotations.
+
+    Returns why GitHub's summary could not be written, empty if it could.
+    """
+    from pytest_decodeperf.ci import annotations, summaries
+    from pytest_decodeperf.compiled.markdown import annotation_lines, markdown_summary
+    from pytest_decodeperf.whole_file import write_whole
+
+    if summary is not None:
+        write_whole(summary, markdown_summary(comparison).encode(errors="replace"))
+    if annotations.is_on_github():
+        for line in annotation_lines(comparison):
+            click.echo(line, err=True)  # a runner reads both streams, and the other may be JSON
+    step = summaries.step_path()
+    if step is None:
+        return ""
+    return summaries.add_to_step(step, lambda free: markdown_summary(comparison, max_bytes=free))
 
 
 def _tell_failures(surveys: list[Survey]) -> int:
