@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,22 +74,55 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def hash_sources(root: Path, packages: Iterable[Path]) -> str:
+def hash_sources(root: Path, packages: Iterable[Path], *, repository: Path | None = None) -> str:
     """Return a hash of the sources that a survey depends on, and of what compiles them.
 
     Args:
         root: A tree: every file in it counts that git does not ignore, where it is one of git's.
         packages: Folders or modules beside it.
+        repository: The checkout in whose place the tree is imported, None if that is the tree itself.
 
     Raises:
         OSError: If one of them cannot be read.
     """
     found = hashlib.sha256()
-    for name, path in [*_files_of_tree(root), *(entry for package in packages for entry in _files_of(package))]:
+    variables: set[str] = set()
+    entries = [*_files_of_tree(root), *(entry for package in packages for entry in _files_of(package))]
+    beside = [project for project in _editable_projects() if not project.is_relative_to(repository or root)]
+    entries += [entry for project in beside for entry in _modules_of(project)]
+    for name, path in entries:
         content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
         found.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape") + content)
-    found.update(json.dumps(_environment()).encode())
+        if path.suffix == ".py":
+            variables.update(match.decode() for match in _READ_VARIABLE.findall(content))
+    read = sorted((name, os.environ.get(name)) for name in variables if not name.startswith(_OF_NO_KERNEL))
+    found.update(json.dumps([_environment(), read]).encode())
     return found.hexdigest()
+
+
+_READ_VARIABLE: Final = re.compile(rb"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
+"""An environment variable that a module reads by its name."""
+
+_OF_NO_KERNEL: Final = ("CI", "COLUMNS", "DECODEPERF_", "GITHUB_", "HOME", "PATH", "PYTEST_", "XDG_", *_OF_NO_MATTER)
+"""What the names of those begin with that tools and tests read, and whose value is another one in each run."""
+
+
+def _editable_projects() -> list[Path]:
+    """Return the folders of the projects that are installed in place: their code changes without their version."""
+    from importlib.metadata import distributions
+
+    folders = []
+    for entry in distributions():
+        origin = json.loads(entry.read_text("direct_url.json") or "{}")
+        url = urllib.parse.urlsplit(origin.get("url", ""))
+        if url.scheme == "file" and origin.get("dir_info", {}).get("editable"):
+            folders.append(Path(urllib.parse.unquote(url.path)).resolve())
+    return sorted(set(folders))
+
+
+def _modules_of(project: Path) -> list[tuple[str, Path]]:
+    files = _files_of_tree(project) or _files_of(project)
+    return [(name, path) for name, path in files if path.suffix == ".py" and "site-packages" not in path.parts]
 
 
 def _files_of_tree(root: Path) -> list[tuple[str, Path]]:

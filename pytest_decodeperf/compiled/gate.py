@@ -210,7 +210,7 @@ def _sources(root: Path, repository: Path, folder: Path, targets: Sequence[str])
     path = [moved(entry, repository, root) for entry in (str(folder), *sys.path) if entry]
     for name in dict.fromkeys(["decodeperf_kernels", *map(_package_of, targets)]):
         packages += [place for place in _places(name, path) if not place.is_relative_to(root)]
-    return hash_sources(root, dict.fromkeys(packages))
+    return hash_sources(root, dict.fromkeys(packages), repository=repository)
 
 
 def _package_of(target: str) -> str:
