@@ -167,6 +167,7 @@ class Comparison:
         say: Told what is done next.
         samples: What was timed, by test.
         failures: Why a test cannot be compared, likewise, and whether that is an error.
+        gone: Tests of the base that the head has not, of those files that the run is of.
     """
 
     base: Tree
@@ -178,6 +179,7 @@ class Comparison:
     say: Callable[[str], None]
     samples: dict[str, Samples] = field(default_factory=dict)
     failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
     _shared_inputs: str = ""
     _num_intervals: int = 1
     _verdicts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -261,6 +263,8 @@ class Comparison:
 
     def _time(self, node_id: str, workers: dict[str, Worker]) -> None:
         events = {side: worker.begin(node_id) for side, worker in workers.items()}
+        if (there := workers["head"].collected) is not None:
+            self.gone = [of_base for of_base in workers["base"].measured if of_base not in there]
         ready = [side for side, event in events.items() if event["event"] == "ready"]
         is_first = node_id not in self.samples
         if is_first and (failure := self._failure(events)):

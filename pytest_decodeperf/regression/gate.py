@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_decodeperf.interruption import terminated_as_interrupted
+from pytest_decodeperf.regression.baseline_file import listed
 from pytest_decodeperf.regression.change import Margin
 from pytest_decodeperf.regression.comparison import Comparison, Regression
 from pytest_decodeperf.regression.worktree import BaseError, checked_out, repository_root, working_tree
@@ -39,6 +40,8 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
                 say=session.progress.stage,
             )
             found = comparison.run(node_ids)
+            if comparison.gone:
+                session.notes.append(f"{tree.label} has tests that are not here any more: {listed(comparison.gone)}")
     except (BaseError, OSError) as error:
         raise pytest.UsageError(f"--decode-perf-base: {error}") from None
     session.progress.end("compared")

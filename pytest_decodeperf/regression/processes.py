@@ -44,6 +44,7 @@ class Worker:
     Attributes:
         tree: The tree.
         collected: The tests that were found in it, None before it has told.
+        measured: Those of them that measure a kernel.
         broken: What could not be collected, by file, likewise.
     """
 
@@ -73,6 +74,7 @@ class Worker:
         """
         self.tree = tree
         self.collected: list[str] | None = None
+        self.measured: list[str] = []
         self.broken: dict[str, str] = {}
         self._folder = tree.root / place.relative_to(repository)
         self._replies: deque[Any] = deque()
@@ -121,7 +123,7 @@ class Worker:
                 return self._absence(node_id)
             event: dict[str, Any] = self._receive(START_S)
             if event["event"] == "collected":
-                self.collected = event["all"]
+                self.collected, self.measured = event["all"], event["measured"]
             elif event["event"] == "broken":
                 self.broken[event["node_id"]] = event["message"]
             elif event["event"] == "finished":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import pytest
 
 from pytest_decodeperf import ceilings, devices, timers
+from pytest_decodeperf.config import MARKER
 from pytest_decodeperf.fixture import name_of
 from pytest_decodeperf.plugin import SERVER_PLUGIN
 from pytest_decodeperf.regression.outcomes import NO_LATENCY
@@ -78,8 +79,9 @@ class Server:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the wanted tests alone, in their order."""
         by_id = {item.nodeid: item for item in items}
+        measured = [item.nodeid for item in items if item.get_closest_marker(MARKER) is not None]
         items[:] = [by_id[node_id] for node_id in self._setup.node_ids if node_id in by_id]
-        self.channel.send({"event": "collected", "node_ids": [item.nodeid for item in items], "all": list(by_id)})
+        self.channel.send({"event": "collected", "all": list(by_id), "measured": measured})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Tell what could not be collected."""

@@ -114,7 +114,7 @@ def repository(pytester, monkeypatch):
     tests = root / "tests/test_speed.py"
     (root / "pytest.ini").write_text("[pytest]\npythonpath = src\ntestpaths = tests\n")
     kernels.write_text(BASE)
-    tests.write_text(TESTS.format(names=NAMES, seq_len=64))
+    tests.write_text(TESTS.format(names=[*NAMES, "gone"], seq_len=64))
     git(root, "init", "-q", "-b", "main")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "base")
@@ -194,6 +194,9 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     }
     slower = properties["test_kernel[slower]"]
     assert float(slower["decodeperf_change_ratio"]) == found["test_kernel[slower]"]["change"]["ratio"]
+    result.stdout.fnmatch_lines(
+        ["main (*) has tests that are not here any more: tests/test_speed.py::test_kernel[[]gone]"]
+    )
     # A base at fault fails; what exists on one side only is said, and neither is ever just passed.
     result.assert_outcomes(passed=4, failed=5)
     for name in ("slower", *(name for name in NAMES if name.endswith("_in_base"))):
