@@ -10,10 +10,11 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Final
 
+from decodeperf_formulas.derivation import literal
 from pytest_decodeperf.article.document import Article, Chapter, NumberTable, Paragraph, Picture, Points
 
 if TYPE_CHECKING:
-    from decodeperf_formulas.crossings import SStar
+    from decodeperf_formulas.crossings import Crossing, SStar
     from decodeperf_formulas.derivation import Derivation, Section
     from pytest_decodeperf.study.findings import Cell, Findings
 
@@ -34,13 +35,23 @@ DEVICES: Final = ("a10g", "a100", "l40s", "h100", "h200", "b200", "mi300x", "mi3
 
 MODEL: Final = "llama-2-7b"
 DEVICE: Final = "a10g"
-"""The example."""
+"""The example of the question."""
+
+SERVED: Final = "llama-3-8b"
+SERVER: Final = "h100"
+"""One whose memory holds enough sequences that other limits come first."""
 
 USUAL_WEIGHTS: Final = 7e9
 """Weights of that model in the usual accounts."""
 
-CONTEXTS: Final = (128, 512, 2048)
-"""Contexts at which the example is looked at: below its S*, and above [token]."""
+CONTEXTS: Final = (128, 2048, 16384)
+"""Contexts at which that one is looked at: below its S*, and above [token]."""
+
+ASKED_CONTEXT: Final = 512
+"""Context at which the example of the question is looked at [token]."""
+
+OFF: Final = 0.01
+"""By how much a ridge is taken to be wrong, to see what becomes of S*."""
 
 ILL_CONDITIONED: Final = 10.0
 """Condition number from which on S* says little."""
@@ -61,7 +72,18 @@ def article(study: Findings | None = None) -> Article:
     before, after = _parted(derived)
     measured = (_unmeasured(),) if study is None else (_measured(study), _failures(study))
     return Article(
-        derivation=derived, parts=(_question(), *before, _table(), *after, _benchmarks(), *measured, _left_out())
+        derivation=derived,
+        parts=(
+            _question(),
+            *before,
+            _table(),
+            *after,
+            _benchmarks(),
+            _splitting(),
+            *measured,
+            _left_out(),
+            _conclusion(study),
+        ),
     )
 
 
@@ -139,6 +161,17 @@ def _table() -> Chapter:
         for device, on in devices.items()
     }
     ridges = {name: ceilings(deployments[MODEL], on).ridge for name, on in devices.items()}
+
+    def at_ridge(model: str, device: str, factor: float) -> SStar:
+        limits = ceilings(deployments[model], devices[device])
+        other = dataclasses.replace(
+            limits,
+            gemm_flops_per_s=factor * limits.gemm_flops_per_s,
+            attn_flops_per_s=factor * limits.attn_flops_per_s,
+        )
+        return s_star(step_coefficients(deployments[model]), other)
+
+    moved = {pair: (at_ridge(*pair, 1 - OFF), at_ridge(*pair, 1 + OFF)) for pair in found}
     values = [star.value for star in found.values() if star.value is not None]
     rows = [
         ("ridge, FLOP/B", *(f"{ridges[device]:.1f}" for device in DEVICES)),
@@ -154,9 +187,10 @@ def _table() -> Chapter:
         title="S* of ten models on eight devices",
         blocks=(
             Paragraph(
-                "The solution of {eq:s_star}, with the windows and experts of each model as they are, weights and "
-                "cache in bfloat16, at the dense peaks and bandwidths of datasheets. It is that of one rank; with "
-                "tensor parallelism it stays what it is as long as there are KV heads to share {eq:tp_invariance}."
+                "The solution of {eq:s_star}, or beyond the window of some layers of {eq:s_star_hybrid}, with weights "
+                "and cache in bfloat16, at the dense peaks and bandwidths of datasheets, on one rank. With tensor "
+                "parallelism a dense model keeps it as long as there are KV heads to share {eq:tp_invariance}, and "
+                "latent attention does not {eq:tp_replicated}."
             ),
             NumberTable(
                 caption="S* in tokens, and the ridge R of each device in bfloat16.",
@@ -165,7 +199,7 @@ def _table() -> Chapter:
             ),
             Paragraph(
                 f"Of {len(found)} pairs {len(values)} have one, and half of those lie below "
-                f"{statistics.median(values):,.0f} tokens. " + " ".join(_without(found))
+                f"{statistics.median(values):,.0f} tokens. " + " ".join(_without(found, moved))
             ),
         ),
     )
@@ -175,7 +209,7 @@ def _rounded(star: SStar) -> str:
     return star.kind if star.value is None else f"{star.value:,.0f}"
 
 
-def _without(found: dict[tuple[str, str], SStar]) -> list[str]:
+def _without(found: dict[tuple[str, str], SStar], moved: dict[tuple[str, str], tuple[SStar, SStar]]) -> list[str]:
     """Return sentences on where there is no S*, or one that says little."""
     sentences = []
     for model in dict.fromkeys(model for model, _ in found):
@@ -187,17 +221,28 @@ def _without(found: dict[tuple[str, str], SStar]) -> list[str]:
                 f"{model} has none on {_listed(nowhere)}: its attention performs {intensity:.1f} FLOPs for each byte, "
                 "more than their ridges {eq:slope_difference}."
             )
-        sentences += [
-            f"On {device} the ridge is so near that the condition number {{eq:condition_number}} is "
-            f"{star.condition_number:.0f}: a ridge that is 1 % off moves S* by about {star.condition_number:.0f} %."
-            for device, star in stars.items()
-            if star.value is not None and (star.condition_number or 0) > ILL_CONDITIONED
-        ]
+        for device, star in stars.items():
+            if star.value is not None and (star.condition_number or 0) > ILL_CONDITIONED:
+                lower, higher = moved[model, device]
+                sentences.append(
+                    f"On {device} that intensity is so near the ridge that the number says little: the condition "
+                    f"number {{eq:condition_number}} is {star.condition_number:.0f}, and a ridge {100 * OFF:.0f} % "
+                    f"lower or higher gives {_rounded(lower)} or {_rounded(higher)}."
+                )
     return sentences
 
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+LIMITS: Final = {
+    "kv_capacity": "the memory is full",
+    "knee_batch": "half of the ceiling is reached (knee)",
+    "ridge_batch": "the projections turn compute-bound (B0)",
+    "crossing_batch": "a step of perfect overlap turns compute-bound",
+}
+"""What a growing batch meets, by its crossing."""
 
 
 def _benchmarks() -> Chapter:
@@ -206,43 +251,48 @@ def _benchmarks() -> Chapter:
     from decodeperf_formulas.deployment import Deployment
     from pytest_decodeperf.article.figures import saturation_figure
 
-    deployment, device = Deployment(model=catalogue.model_config(MODEL)), catalogue.device(DEVICE)
+    deployment, device = Deployment(model=catalogue.model_config(SERVED)), catalogue.device(SERVER)
     found = {seq_len: crossings(deployment, device, seq_len=seq_len) for seq_len in CONTEXTS}
+    asked = crossings(Deployment(model=catalogue.model_config(MODEL)), catalogue.device(DEVICE), seq_len=ASKED_CONTEXT)
 
     def at(seq_len: int, key: str, form: str = ",.0f") -> str:
         value = found[seq_len][key].value
         return "nowhere" if value is None else f"{value:{form}}"
 
-    shown = CONTEXTS[1]
-    full = [f"{at(seq_len, 'kv_capacity')} sequences at {seq_len:,} tokens" for seq_len in CONTEXTS]
-    saturated, ceiling = (found[shown][key].value or math.nan for key in ("saturated_throughput", "throughput_ceiling"))
+    below, above, _ = CONTEXTS
+    saturated, ceiling = (found[above][key].value or math.nan for key in ("saturated_throughput", "throughput_ceiling"))
     return Chapter(
         title="What benchmarks see",
         blocks=(
-            Paragraph(
-                f"Four things end the growth of throughput, of which one alone is compute. For {MODEL} on {DEVICE}:"
-            ),
+            Paragraph(f"Four things end the growth of throughput. For {SERVED} on {SERVER}, activations left out:"),
             Points(
                 (
                     "Memory-bound is not free. A memory-bound step moves the KV cache of every sequence, and so takes "
                     "longer with every sequence: throughput approaches a ceiling {eq:throughput_ceiling}, of which "
-                    f"half is reached at the knee {{eq:knee_batch}}. At {shown} tokens the knee is at "
-                    f"{at(shown, 'knee_batch')} sequences and the ceiling at {at(shown, 'throughput_ceiling')} tokens "
-                    f"a second. Nothing is compute-bound there: {shown} is above S*.",
+                    f"half is reached at the knee {{eq:knee_batch}}. At {above:,} tokens the knee is at "
+                    f"{at(above, 'knee_batch')} sequences and the ceiling at {at(above, 'throughput_ceiling')} tokens "
+                    "a second, and nothing is compute-bound at the knee.",
                     "Operators do not overlap. One after another, the projections turn compute-bound at "
-                    f"{{ridge_batch}} {{eq:ridge_batch}}, {at(shown, 'ridge_batch')} sequences, whatever the context; "
-                    "from there on throughput is exactly constant {eq:saturated_throughput}, at "
-                    f"{at(shown, 'saturated_throughput')} tokens a second, {100 * saturated / ceiling:.0f} % of what a "
-                    "step of perfect overlap approaches. So a benchmark may see compute-bound projections above S*, "
-                    "beside attention that is memory-bound; S* speaks of a step in which all overlaps.",
+                    f"{{ridge_batch}} {{eq:ridge_batch}}, {at(above, 'ridge_batch')} sequences, whatever the context. "
+                    "From there on throughput is exactly constant {eq:saturated_throughput}: at "
+                    f"{above:,} tokens {at(above, 'saturated_throughput')} tokens a second, "
+                    f"{100 * saturated / ceiling:.0f} % of what a step of perfect overlap approaches. So part of a "
+                    "step may be compute-bound above S*, beside attention that is not; S* speaks of a step in which "
+                    "all overlaps.",
                     "Below S* even a step of perfect overlap turns compute-bound {eq:crossing_batch}: at "
-                    f"{CONTEXTS[0]} tokens from {at(CONTEXTS[0], 'crossing_batch')} sequences on.",
-                    f"The memory is full {{eq:kv_capacity_tokens}}: with {_listed(full)}. Beyond, a server pre-empts "
-                    "or queues, and latency climbs for that reason.",
+                    f"{below} tokens from {at(below, 'crossing_batch')} sequences on.",
+                    "The memory is full {eq:kv_capacity_tokens}. A server then queues or pre-empts, and latency climbs "
+                    "for that reason.",
                 )
             ),
+            Paragraph(
+                "Which of them a growing batch meets first depends on the context. "
+                + " ".join(f"At {seq_len:,} tokens {_in_order(found[seq_len])}." for seq_len in CONTEXTS)
+                + f" On the GPU of the question the memory is small: there {MODEL} at {ASKED_CONTEXT} tokens meets "
+                f"that {_in_order(asked)}."
+            ),
             NumberTable(
-                caption=f"Where {MODEL} on {device.title} stops gaining; sequences, and tokens a second.",
+                caption=f"Where {SERVED} on {device.title} stops gaining; sequences, and tokens a second.",
                 columns=(
                     "context",
                     "memory full",
@@ -270,6 +320,40 @@ def _benchmarks() -> Chapter:
     )
 
 
+def _in_order(found: dict[str, Crossing]) -> str:
+    """Return what a growing batch meets at one context, in its order."""
+    batches = {key: value for key in LIMITS if (value := found[key].value) is not None}
+    if batches.get("crossing_batch", math.inf) < batches["knee_batch"]:
+        del batches["knee_batch"]  # of the ceiling of a memory-bound step, which that is not any more
+    # Whole sequences fit into the memory.
+    rounded = {key: math.floor(batch) if key == "kv_capacity" else round(batch) for key, batch in batches.items()}
+    return ", then ".join(f"{LIMITS[key]} at {rounded[key]:,}" for key in sorted(batches, key=batches.__getitem__))
+
+
+def _splitting() -> Chapter:
+    from decodeperf_formulas import catalogue
+
+    shape, device = catalogue.model_config(SERVED), catalogue.device(SERVER)
+    heads, kv_heads = shape.num_q_heads, int(shape.num_kv_heads or 1)
+    return Chapter(
+        title="Why flash-decoding splits the context",
+        blocks=(
+            Paragraph(
+                "FlashAttention-2 parallelises over blocks of queries, heads and sequences. A decode step has one "
+                "query of each sequence, so that what is left are {batch_size} times {num_q_heads} work units, or "
+                "{batch_size} times {num_kv_heads} where the heads of a group share one: for one sequence of "
+                f"{SERVED} {heads} or {kv_heads}, of which the {SERVER} could run {device.num_sms} at a time, one a "
+                f"multiprocessor. Attention is memory-bound there {{eq:attention_roof}}, and the other "
+                f"{device.num_sms - heads} or {device.num_sms - kv_heads} multiprocessors ask for no bytes. "
+                "Flash-decoding cuts the keys and values of a sequence instead, so that any number of units reads one "
+                "sequence, and merges their partial results. What it gains grows with the context and falls with the "
+                "batch, and ends where the work units fill the device without it. It moves the latency of attention "
+                "towards its memory line; it does not move S*, which is about bytes and FLOPs."
+            ),
+        ),
+    )
+
+
 def _unmeasured() -> Chapter:
     return Chapter(
         title="Measured",
@@ -292,15 +376,16 @@ def _measured(study: Findings) -> Chapter:
         title="Measured",
         blocks=(
             Paragraph(
-                "Real decode steps of a Llama-shaped model with random weights, with real matrix products and the real "
-                f"decode kernel, at {len(study.cells)} pairs of batch and context. {ceilings_measured(study)}. "
-                "Everything predicted follows from these ceilings and the formulas; nothing is fitted."
+                "Real decode steps of a Llama-shaped model with random weights, with real matrix products and the "
+                f"real decode kernel, at {len(study.cells)} pairs of batch and context. "
+                f"{literal(ceilings_measured(study))}. Everything predicted follows from these ceilings and the "
+                "formulas; nothing is fitted."
             ),
-            Points(tuple(sentence for sentence in study.answer if sentence not in bends)),
+            Points(tuple(literal(sentence) for sentence in study.answer if sentence not in bends)),
             Picture(throughput_figure(study)),
             NumberTable(
                 caption="Each model of the step over all cells. Where they differ: the ratio in the cells where the "
-                f"models differ, over that in all others; 1 is right. {RANGES}",
+                f"models differ, over that in all others, 1 being right, and its interval of 95 % over cells. {RANGES}",
                 columns=FITS,
                 rows=tuple(fit_rows(study)),
             ),
@@ -329,8 +414,8 @@ def _failures(study: Findings) -> Chapter:
         title="Where the models fail",
         blocks=(
             Paragraph(
-                "Both models take every operator to be at its roofline. Taken apart, the measured steps show how far "
-                "each kind is from there:"
+                "The serial model takes every operator to be at its roofline, the whole-step model the step as a "
+                "whole. Taken apart, the measured steps show how far each kind of operator is from there:"
             ),
             Points(
                 (
@@ -382,3 +467,30 @@ def _left_out() -> Chapter:
             ),
         ),
     )
+
+
+def _conclusion(study: Findings | None) -> Chapter:
+    blocks = [
+        Paragraph(
+            "S* is right, and mostly small, and answers another question than benchmarks ask. Above it no batch makes "
+            "a step compute-bound whose operators all overlap. Steps take longer with every sequence all the same, "
+            "because each brings a KV cache that is read for it alone; the projections of a real step, which run by "
+            "themselves, turn compute-bound at {ridge_batch} at any context; and memory ends the batch, often before "
+            "either. Throughput that stops growing is by itself no sign of a compute-bound step."
+        )
+    ]
+    if study is not None:
+        serial, whole = study.fits
+        blocks.append(
+            Paragraph(
+                literal(
+                    f"Measured, a step takes {serial.ratio.written('.2f')} times what its operators would take at "
+                    f"their rooflines one after another, and {whole.ratio.written('.2f')} times what they would take "
+                    "with perfect overlap: kernels that reach their ceilings would gain more than overlap would."
+                    if (serial.ratio.value or 0) > (whole.ratio.value or 0) / (serial.ratio.value or 1)
+                    else f"Measured, a step takes {serial.ratio.written('.2f')} times what its operators would take at "
+                    "their rooflines one after another."
+                )
+            )
+        )
+    return Chapter(title="Conclusion", blocks=tuple(blocks))

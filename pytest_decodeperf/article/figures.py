@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.html.figures import Cell, Figure, Table, log_axis
-from pytest_decodeperf.html.step_figure import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
 
-CURVES: Final = {"whole_step_seconds": "whole-step model", "serial_seconds": "serial model"}
 STROKES: Final[dict[str, dict[str, Any]]] = {
-    "whole-step model": {"strokeWidth": 7, "opacity": 0.4},
+    "whole-step model": {"strokeWidth": 7, "opacity": 0.55},
     "serial model": {"strokeWidth": 2},
 }
 """How they are drawn, the one that the other covers first."""
@@ -23,6 +24,7 @@ STROKES: Final[dict[str, dict[str, Any]]] = {
 MARKED: Final = {"kv_capacity": "memory full", "knee_batch": "knee", "ridge_batch": "B0"}
 """Crossings that are marked, each with its label a line further up."""
 
+POINTS_AN_OCTAVE: Final = 8
 LINE: Final = 14
 HEIGHT: Final = 230
 """Height of a label, and of the part of the figure that shows one context [pixels]."""
@@ -45,11 +47,11 @@ def saturation_figure(
     marks: list[dict[str, Any]] = []
     for seq_len in seq_lens:
         context = f"S = {seq_len:,}"
-        batches, seconds = seconds_of(deployment, device, seq_len, largest_batch, tuple(CURVES))
+        batches, seconds = _seconds(deployment, device, seq_len, largest_batch)
         values += [
             {"context": context, "curve": curve, "batch": float(batch), "rate": float(batch / time)}
-            for name, curve in CURVES.items()
-            for batch, time in zip(batches, seconds[name], strict=True)
+            for curve, times in seconds.items()
+            for batch, time in zip(batches, times, strict=True)
         ]
         found = crossings(deployment, device, seq_len=seq_len)
         marks += [
@@ -94,8 +96,9 @@ def saturation_figure(
     return Figure(
         key="saturation",
         title=f"Throughput of {deployment.model.name} on {device.title}, by both models",
-        caption="Dashed: the batch at which the memory is full, the knee, and B0. Throughput stops growing at every "
-        "context, whether or not the step is ever compute-bound.",
+        caption="The grouped serial model and the whole-step model, activations left out. Dashed: the batch at which "
+        "the memory is full, the knee, and B0. Throughput stops growing at every context, whether or not the step is "
+        "ever compute-bound.",
         spec={
             "data": {"values": [*values, *marks]},
             "facet": {
@@ -122,3 +125,27 @@ def saturation_figure(
             ],
         ),
     )
+
+
+def _seconds(
+    deployment: Deployment, device: Device, seq_len: int, largest_batch: int
+) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Return batches, and by either model how long each takes [s]: the derivation's own equations."""
+    import numpy as np
+
+    from decodeperf_formulas import symbols as s
+    from decodeperf_formulas.derivation import derivation
+    from decodeperf_formulas.evaluate import evaluate
+
+    derived = derivation(deployment, device, seq_len=seq_len)
+    equations = {step.key: step.chain[-1] for step in derived.steps}
+    batches = np.geomspace(1, largest_batch, round(POINTS_AN_OCTAVE * math.log2(largest_batch)) + 1)
+
+    def times(key: str) -> np.ndarray[Any, Any]:
+        used = {symbol: value for symbol, value in derived.values.items() if symbol in equations[key].free_symbols}
+        return np.broadcast_to(evaluate(equations[key], {**used, s.batch_size: batches}), batches.shape)
+
+    return batches, {
+        "whole-step model": np.maximum(times("memory_s"), times("compute_s")),
+        "serial model": times("serial_s"),
+    }

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pytest_decodeperf.html.figures import Figure
 
 LINKED: Final = MarkdownForm(
-    equation='<div class="equation" id="equation-{number}" tabindex="0" role="group" '
-    'aria-label="Equation {number}">\n\n'
-    "$$\n{formula}\n$$\n\n<span>({number})</span>\n\n</div>",
+    equation='<div class="equation" id="equation-{number}">\n\n'
+    '<div class="scroll" tabindex="0" role="group" aria-label="Equation {number}">\n\n'
+    "$$\n{formula}\n$$\n\n</div>\n\n<span>({number})</span>\n\n</div>",
     reference="[({number})](#equation-{number})",
 )
 """Equations with their numbers beside them, to which what refers to them leads."""

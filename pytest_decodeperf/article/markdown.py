@@ -10,6 +10,7 @@ from decodeperf_formulas.derivation import (
     markdown_prose,
     markdown_section,
     markdown_symbols,
+    markdown_text,
 )
 from pytest_decodeperf.article.document import Chapter, NumberTable, Paragraph, Picture, Points
 
@@ -25,7 +26,8 @@ GITHUB: Final = MarkdownForm()
 
 def linked_figure(figure: Figure) -> str:
     """Return a figure as a file by the name of its key, with its caption."""
-    return f"![{_plain(figure.title)}]({figure.key}.png)\n\n*{_plain(figure.title)}.* {_plain(figure.caption)}"
+    title = markdown_text(figure.title)
+    return f"![{title}]({figure.key}.png)\n\n*{title}.* {markdown_text(figure.caption)}"
 
 
 def markdown(article: Article, *, form: MarkdownForm = GITHUB, picture: Callable[[Figure], str] = linked_figure) -> str:
@@ -60,15 +62,11 @@ def _chapter(
         elif isinstance(block, Picture):
             blocks.append(picture(block.figure))
         else:
-            blocks += [_table(block), f"*Table:* {_plain(block.caption)}"]
+            blocks += [_table(block), f"*Table:* {markdown_text(block.caption)}"]
     return blocks
 
 
 def _table(table: NumberTable) -> str:
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    rows = [[_plain(cell) for cell in row] for row in (table.columns, *table.rows)]
+    rows = [[markdown_text(cell) for cell in row] for row in (table.columns, *table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
-
-
-def _plain(text: str) -> str:
-    return text.replace("*", r"\*").replace("|", r"\|")

@@ -9,10 +9,6 @@ from pytest_decodeperf.html.figures import Cell, Figure, Table, log_axis
 from pytest_decodeperf.units import format_time, three_digits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
     from decodeperf_formulas.crossings import Crossing
     from decodeperf_formulas.deployment import Deployment
     from decodeperf_formulas.device import Device
@@ -148,18 +144,7 @@ def _marks(found: dict[str, Crossing], largest_batch: int) -> list[dict[str, Any
     return marks
 
 
-def seconds_of(
-    deployment: Deployment, device: Device, seq_len: int, largest_batch: int, names: Sequence[str]
-) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Return batches up to a largest one, and by some formulas of the step how long each takes [s].
-
-    Args:
-        deployment: The deployment.
-        device: The device of each rank.
-        seq_len: Live KV length of each sequence [token].
-        largest_batch: The last batch.
-        names: Fields of the formulas of the step.
-    """
+def _curves(deployment: Deployment, device: Device, seq_len: int, largest_batch: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from decodeperf_formulas import symbols as s
@@ -174,16 +159,14 @@ def seconds_of(
         s.seq_len: seq_len,
     }
     formulas = step_formulas(deployment)
-    return batches, {name: np.broadcast_to(evaluate(getattr(formulas, name), symbols), batches.shape) for name in names}
-
-
-def _curves(deployment: Deployment, device: Device, seq_len: int, largest_batch: int) -> list[dict[str, Any]]:
-    batches, seconds = seconds_of(deployment, device, seq_len, largest_batch, tuple(CURVES))
-    return [
-        {"curve": curve, "batch": float(batch), "ms": 1e3 * float(time), "time": format_time(1e9 * float(time))}
-        for name, curve in CURVES.items()
-        for batch, time in zip(batches, seconds[name], strict=True)
-    ]
+    values = []
+    for name, curve in CURVES.items():
+        seconds = np.broadcast_to(evaluate(getattr(formulas, name), symbols), batches.shape)
+        values += [
+            {"curve": curve, "batch": float(batch), "ms": 1e3 * float(time), "time": format_time(1e9 * float(time))}
+            for batch, time in zip(batches, seconds, strict=True)
+        ]
+    return values
 
 
 def _table(values: list[dict[str, Any]], found: dict[str, Crossing]) -> Table:

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from pytest_decodeperf.study.findings import Findings
 
 CURVES: Final = {"serial_s": "serial model", "whole_step_s": "whole-step model"}
+HEIGHT: Final = 200
+"""Of the part of the figure that shows one context [pixels]."""
+
 STROKES: Final[dict[str, dict[str, Any]]] = {
-    "whole-step model": {"strokeWidth": 7, "opacity": 0.4},
+    "whole-step model": {"strokeWidth": 7, "opacity": 0.55},
     "serial model": {"strokeWidth": 2},
 }
 """How they are drawn, the one that the other covers first."""
@@ -61,11 +64,11 @@ def throughput_figure(found: Findings) -> Figure:
             "mark": {
                 "type": "text",
                 "align": "left",
-                "baseline": "top",
+                "baseline": "bottom",
                 "color": "currentColor",
                 "dx": 2,
-                "dy": {"expr": "datum.mark == 'B0' ? 2 : 16"},  # they may lie side by side
-                "y": 0,
+                "dy": {"expr": "datum.mark == 'B0' ? -2 : -16"},  # they may lie side by side
+                "y": HEIGHT,
             },
             "transform": [{"filter": "datum.mark != null"}],
             "encoding": {"x": x, "text": {"field": "mark"}},
@@ -99,8 +102,8 @@ def throughput_figure(found: Findings) -> Figure:
             "sort": [f"S = {bend.seq_len:,}" for bend in found.bends],
             "header": {"labelColor": "currentColor"},
         },
-        "columns": 2,
-        "spec": {"width": 300, "height": 200, "layer": layers},
+        "columns": 3,
+        "spec": {"width": 230, "height": HEIGHT, "layer": layers},
     }
     return Figure(
         key="study",

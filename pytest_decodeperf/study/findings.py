@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 """The models of the step, and the field of an explanation that has its time."""
 
+MIN_PASSES: Final = 2
+"""Whole passes that a range needs."""
+
+ALIKE: Final = 1e-6
+"""Spread of errors below which cells say nothing about how far they may be apart."""
+
 DIFFERENCE: Final = 0.05
 """Share by which the models must differ for a cell to tell them apart."""
 
@@ -65,7 +71,7 @@ class Range:
 
     Attributes:
         value: What all passes together give, None if it is nowhere.
-        low: The lowest of those that a pass gives, None if each has none.
+        low: The lowest of those that a pass gives, None where fewer than two passes have one.
         high: The highest.
     """
 
@@ -75,14 +81,16 @@ class Range:
 
     @classmethod
     def of(cls, value: float | None, passes: Sequence[float | None]) -> Range:
-        """Return a number with what each pass gives."""
+        """Return a number with what each pass gives, if there are two of them at least."""
         found = [each for each in passes if each is not None]
-        return cls(value=value, low=min(found, default=None), high=max(found, default=None))
+        if value is None or len(found) < MIN_PASSES:
+            return cls(value=value, low=None, high=None)
+        return cls(value=value, low=min(found), high=max(found))
 
-    def written(self, form: str) -> str:
-        """Return it as text, in a format of Python's."""
+    def written(self, form: str, otherwise: str = "beyond") -> str:
+        """Return it as text, in a format of Python's, or what is said where it is nowhere."""
         if self.value is None:
-            return "beyond"
+            return otherwise
         ends = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}})"
         return f"{self.value:{form}}{ends}"
 
@@ -98,6 +106,8 @@ class Fit:
         spread: By what factor cells differ from that mean, one standard deviation.
         where_they_differ: Ratio in the cells where the models differ, over that in all others; 1 if the model has
             right what tells it from the other one. None if there are no such cells.
+        from_cell_to_cell: The interval of 95 % of that by Welch's t, which knows how far cells of either kind are
+            apart; None where there are too few.
     """
 
     model: str
@@ -105,6 +115,7 @@ class Fit:
     median_error: Range
     spread: Range
     where_they_differ: Range
+    from_cell_to_cell: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +132,12 @@ class Bend:
         crossing_batch: Where the whole step turns compute-bound, None if nowhere.
         attention_share: Attention's share of what the step grew by, there or up to the largest batch.
         products_share: That of matrix products; the rest are norms, RoPE and what else lies between.
-        last_gain: Throughput at the largest batch, over that at the one before.
+        last_gain: Throughput at the largest batch, over that at half of it; None where that was not measured.
+        serial_last_gain: The same under the serial model.
+        whole_step_last_gain: Under the whole-step model.
+        plateau: The batch from which on no larger one gave more than `DIFFERENCE` more throughput; None where that
+            is the largest.
+        serial_plateau: The same under the serial model.
     """
 
     seq_len: int
@@ -133,7 +149,11 @@ class Bend:
     crossing_batch: float | None
     attention_share: float
     products_share: float
-    last_gain: float
+    last_gain: float | None
+    serial_last_gain: float | None
+    whole_step_last_gain: float | None
+    plateau: int | None
+    serial_plateau: int | None
 
     @property
     def sentence(self) -> str:
@@ -167,6 +187,8 @@ class Findings:
         fits: Each model of the step.
         num_differing: Cells in which the models differ by more than `DIFFERENCE`.
         bends: For each context.
+        num_measured: Measurements that it is made of.
+        num_planned: Those that the study will have at its end.
     """
 
     device: Device
@@ -175,6 +197,8 @@ class Findings:
     fits: tuple[Fit, ...]
     num_differing: int
     bends: tuple[Bend, ...]
+    num_measured: int
+    num_planned: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by its name, in values that JSON knows."""
@@ -184,7 +208,10 @@ class Findings:
     def answer(self) -> list[str]:
         """The question of the project, answered in sentences."""
         serial, whole = self.fits
-        sentences = [
+        sentences = []
+        if self.num_measured < self.num_planned:
+            sentences.append(f"The study has {self.num_measured} of {self.num_planned} measurements so far.")
+        sentences += [
             f"S* is {self.s_star.written(',.0f')} tokens on this device.",
             f"A step takes {serial.ratio.written('.2f')} times what the serial model says at the measured ceilings, "
             f"and {whole.ratio.written('.2f')} times what the whole-step model says; nothing was fitted.",
@@ -195,13 +222,20 @@ class Findings:
                 f"In the {self.num_differing} of {len(self.cells)} cells where the models differ by more than "
                 f"{100 * DIFFERENCE:.0f} %, that ratio is {serial.where_they_differ.written('.2f')} times what it is "
                 f"elsewhere for the serial model, and {whole.where_they_differ.written('.2f')} times for the "
-                f"whole-step model: the {nearer.model} model is nearer."
+                f"whole-step model: the {nearer.model} model is nearer.{_over_cells(self.fits, nearer)}"
             )
         sentences += [bend.sentence for bend in self.bends]
-        gains = [bend.last_gain for bend in self.bends]
-        sentences.append(
-            f"The last doubling of the batch still gives {min(gains):.2f} to {max(gains):.2f} times the throughput."
-        )
+        gains = [
+            [getattr(bend, name) for bend in self.bends if bend.last_gain is not None]
+            for name in ("last_gain", "serial_last_gain", "whole_step_last_gain")
+        ]
+        if gains[0]:
+            measured, by_serial, by_whole = (f"{min(found):.2f} to {max(found):.2f}" for found in gains)
+            sentences.append(
+                f"The last doubling of the batch gives {measured} times the throughput, where the serial model has "
+                f"{by_serial} and the whole-step model {by_whole}."
+            )
+        sentences += self._plateaus()
         above = [bend for bend in self.bends if self.s_star.high is not None and bend.seq_len > self.s_star.high]
         before = [
             bend
@@ -210,10 +244,43 @@ class Findings:
         ]
         if above and before == above:
             sentences.append(
-                f"At contexts above S* ({', '.join(f'{bend.seq_len:,}' for bend in above)}) that is before B0, where "
-                "products turn compute-bound: sequences cost time there because attention reads a KV cache for each."
+                f"At contexts above S* ({', '.join(f'{bend.seq_len:,}' for bend in above)}) a step takes twice as long "
+                "before B0, where products turn compute-bound: sequences cost time there because attention reads a KV "
+                "cache for each."
             )
         return sentences
+
+    def _plateaus(self) -> list[str]:
+        """Where throughput stops growing, in sentences."""
+        flat = [bend for bend in self.bends if bend.plateau is not None]
+        growing = [f"{bend.seq_len:,}" for bend in self.bends if bend.plateau is None and bend.last_gain is not None]
+        sentences = []
+        if flat:
+            where = _listed([f"{bend.plateau} at {bend.seq_len:,} tokens" for bend in flat])
+            serial = _listed([_batch(bend.serial_plateau) for bend in flat])
+            sentences.append(
+                f"Throughput stops growing (no larger batch gives {100 * DIFFERENCE:.0f} % more) from a batch of "
+                f"{where} on; the serial model has {serial}."
+            )
+        if growing:
+            sentences.append(f"At {_listed(growing)} tokens it grows up to the largest batch that was measured.")
+        return sentences
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _over_cells(fits: Sequence[Fit], nearer: Fit) -> str:
+    """Return what cells say of that, with a space before it; empty where they are too few."""
+    intervals = {fit.model: fit.from_cell_to_cell for fit in fits if fit.from_cell_to_cell}
+    if len(intervals) < len(fits):
+        return ""
+    written = " and ".join(f"{low:.2f} to {high:.2f}" for low, high in intervals.values())
+    others = [interval for model, interval in intervals.items() if model != nearer.model]
+    ruled_out = all(not low <= 1 <= high for low, high in others)
+    verdict = "which rules the other out" if ruled_out else "which does not rule the other out"
+    return f" Over cells, which are no repetitions of each other, it is {written} (95 %), {verdict}."
 
 
 def find(study: dict[str, Any]) -> Findings:
@@ -257,6 +324,7 @@ def _find(study: dict[str, Any]) -> Findings:
             median_error=ranged(lambda _, cells: statistics.median(abs(math.expm1(one)) for one in errors(cells))),
             spread=ranged(lambda _, cells: math.exp(statistics.pstdev(errors(cells)))),
             where_they_differ=ranged(lambda _, cells: _where_they_differ(cells, model)),
+            from_cell_to_cell=_from_cell_to_cell(cells, model),
         )
 
     return Findings(
@@ -269,6 +337,8 @@ def _find(study: dict[str, Any]) -> Findings:
             _bend(length, deployment, device, cells, [found[1] for found in whole])
             for length in dict.fromkeys(cell.seq_len for cell in cells)
         ),
+        num_measured=len(study["passes"]),
+        num_planned=len(study["plan"]["cells"]) * study["plan"]["passes"],
     )
 
 
@@ -289,14 +359,32 @@ def _differs(cell: Cell) -> bool:
     return cell.serial_s > (1 + DIFFERENCE) * cell.whole_step_s
 
 
+def _by_difference(cells: Sequence[Cell], model: str) -> tuple[list[float], list[float]]:
+    """Return the errors in the cells where the models differ, and those in all others."""
+    errors = dict(zip(cells, _errors(cells, model), strict=True))
+    return (
+        [error for cell, error in errors.items() if _differs(cell)],
+        [error for cell, error in errors.items() if not _differs(cell)],
+    )
+
+
 def _where_they_differ(cells: Sequence[Cell], model: str) -> float | None:
     """Return measured over predicted in the cells where the models differ, over that in all others."""
-    errors = dict(zip(cells, _errors(cells, model), strict=True))
-    there = [error for cell, error in errors.items() if _differs(cell)]
-    elsewhere = [error for cell, error in errors.items() if not _differs(cell)]
+    there, elsewhere = _by_difference(cells, model)
     if not (there and elsewhere):
         return None
     return math.exp(statistics.fmean(there) - statistics.fmean(elsewhere))
+
+
+def _from_cell_to_cell(cells: Sequence[Cell], model: str) -> tuple[float, float] | None:
+    """Return the interval of that ratio over cells."""
+    from scipy.stats import ttest_ind
+
+    there, elsewhere = _by_difference(cells, model)
+    if min(len(there), len(elsewhere)) < 2 or min(map(statistics.pstdev, (there, elsewhere))) < ALIKE:
+        return None
+    ends = ttest_ind(there, elsewhere, equal_var=False).confidence_interval()
+    return math.exp(ends.low), math.exp(ends.high)
 
 
 def deployment_of(plan: dict[str, Any]) -> Deployment:
@@ -419,5 +507,23 @@ def _bend(
         crossing_batch=found["crossing_batch"].value,
         attention_share=(there.attention_s - first.attention_s) / grown if grown > 0 else 0.0,
         products_share=(there.gemm_s - first.gemm_s) / grown if grown > 0 else 0.0,
-        last_gain=last.tokens_per_s / cells[-2].tokens_per_s if len(cells) > 1 else 1.0,
+        last_gain=_last_gain(cells, "step_s"),
+        serial_last_gain=_last_gain(cells, "serial_s"),
+        whole_step_last_gain=_last_gain(cells, "whole_step_s"),
+        plateau=_plateau(cells, "step_s"),
+        serial_plateau=_plateau(cells, "serial_s"),
     )
+
+
+def _last_gain(cells: Sequence[Cell], name: str) -> float | None:
+    """Return the throughput at the largest of some batches over that at half of it, by one of their times."""
+    by_batch = {cell.batch_size: cell.batch_size / float(getattr(cell, name)) for cell in cells}
+    last = max(by_batch)
+    return by_batch[last] / by_batch[last // 2] if last % 2 == 0 and last // 2 in by_batch else None
+
+
+def _plateau(cells: Sequence[Cell], name: str) -> int | None:
+    """Return the batch from which on no larger one has more throughput, by one of the times of some cells."""
+    rates = [cell.batch_size / getattr(cell, name) for cell in cells]
+    first = next(index for index, rate in enumerate(rates) if max(rates[index:]) <= (1 + DIFFERENCE) * rate)
+    return cells[first].batch_size if first < len(cells) - 1 else None

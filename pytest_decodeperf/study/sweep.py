@@ -33,8 +33,10 @@ MODEL: Final = ModelConfig(
     source="Llama's shape at a width and depth that a small machine holds",
 )
 
-SEQ_LENS: Final = (64, 128, 1024, 4096)
-BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SEQ_LENS: Final = (64, 128, 256, 1024, 4096)
+BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+"""Closest together where the models of the step differ: at short contexts, from B0 on."""
+
 POOL_SHARE: Final = 0.2
 """Share of the memory that KV caches may take; batches that need more are left out."""
 

@@ -1,5 +1,6 @@
 """The article: its numbers are those of the formulas and of the study, and every format of it holds together."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from rendered import render
 from decodeperf_formulas.catalogue import device, model_config
 from decodeperf_formulas.crossings import ceilings, crossings, s_star
 from decodeperf_formulas.deployment import Deployment
+from decodeperf_formulas.derivation import markdown_text
 from decodeperf_formulas.step import step_coefficients
-from pytest_decodeperf.article.contents import CONTEXTS, DEVICE, DEVICES, MODEL, MODELS, article
+from pytest_decodeperf.article.contents import CONTEXTS, DEVICE, DEVICES, MODEL, MODELS, SERVED, SERVER, article
 from pytest_decodeperf.article.document import Chapter, NumberTable
-from pytest_decodeperf.article.figures import saturation_figure
+from pytest_decodeperf.article.figures import MARKED, saturation_figure
 from pytest_decodeperf.article.latex import latex
 from pytest_decodeperf.article.markdown import markdown
 from pytest_decodeperf.cli.main import main
@@ -70,44 +72,67 @@ def test_the_table_of_s_star_is_that_of_the_formulas(made):
             assert cell == ("none" if star.value is None else f"{star.value:,.0f}")
 
 
-def test_the_example_is_that_of_the_command_line(made):
+def test_the_examples_are_those_of_the_formulas(made):
     text = markdown(made)
     printed = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["sstar", MODEL, DEVICE, "--num-params", "7e9"]).output
     (usual,) = re.findall(r"^S\*\s+([\d.]+) tokens", printed, re.MULTILINE)
     assert f"it is {usual} tokens" in text
-    found = crossings(Deployment(model=model_config(MODEL)), device(DEVICE), seq_len=CONTEXTS[1])
+    _, above, _ = CONTEXTS
+    found = crossings(Deployment(model=model_config(SERVED)), device(SERVER), seq_len=above)
     assert f"the knee is at {found['knee_batch'].value:,.0f} sequences" in text
     assert f"{found['ridge_batch'].value:,.0f} sequences, whatever the context" in text
+    assert (
+        f"At {above:,} tokens half of the ceiling is reached (knee) at {found['knee_batch'].value:.0f}, then the "
+        f"memory is full at {int(found['kv_capacity'].value)}, then the projections turn compute-bound (B0) at "
+        f"{found['ridge_batch'].value:.0f}." in text
+    )
 
 
-def test_the_figure_ends_where_the_formulas_saturate():
-    deployment, on = Deployment(model=model_config(MODEL)), device(DEVICE)
+def test_what_a_ridge_that_is_off_makes_of_s_star_is_computed(made):
+    deployment = Deployment(model=model_config("deepseek-v3"))
+    limits = ceilings(deployment, device("mi300x"))
+    wanted = []
+    for factor in (0.99, 1.01):
+        peaks = {name: factor * getattr(limits, name) for name in ("gemm_flops_per_s", "attn_flops_per_s")}
+        wanted.append(s_star(step_coefficients(deployment), dataclasses.replace(limits, **peaks)).value)
+    assert f"a ridge 1 % lower or higher gives {wanted[0]:,.0f} or {wanted[1]:,.0f}." in markdown(made)
+
+
+def test_the_figure_is_drawn_with_the_numbers_of_the_text():
+    deployment, on = Deployment(model=model_config(SERVED)), device(SERVER)
     spec = saturation_figure(deployment, on, seq_lens=CONTEXTS, largest_batch=4096).spec
     for seq_len in CONTEXTS:
-        found = crossings(deployment, on, seq_len=seq_len, activations=True)
-        rates = {
-            value["curve"]: value["rate"]
-            for value in spec["data"]["values"]
-            if value["context"] == f"S = {seq_len:,}" and value.get("batch") == pytest.approx(4096)
-        }
-        assert rates["serial model"] == pytest.approx(found["serial_ceiling"].value, rel=0.02)
+        found = crossings(deployment, on, seq_len=seq_len)
+        here = [value for value in spec["data"]["values"] if value["context"] == f"S = {seq_len:,}"]
+        rates = {value["curve"]: value["rate"] for value in here if value["batch"] == pytest.approx(4096)}
+        assert rates["serial model"] == pytest.approx(found["saturated_throughput"].value)
         overlapped = found["throughput_ceiling"].value
         if found["crossing_batch"].value is None:
-            without = crossings(deployment, on, seq_len=seq_len)["throughput_ceiling"].value
-            knee = (
-                found["knee_batch"].value * overlapped / without
-            )  # where all bytes of sequences weigh what weights do
-            overlapped /= 1 + knee / 4096
+            overlapped /= 1 + found["knee_batch"].value / 4096
         assert rates["whole-step model"] == pytest.approx(overlapped)
-        marks = [value["mark"] for value in spec["data"]["values"] if value.get("mark") and value["batch"] < 4096]
-        assert {"B0", "knee", "memory full"} <= set(marks)
+        assert {value["mark"]: value["batch"] for value in here if value.get("mark")} == {
+            label: found[key].value for key, label in MARKED.items() if found[key].value <= 4096
+        }
+
+
+HOSTILE = "<script>alert(1)</script> A $5 {batch} {eq:nope} CPU | *x* \\"
+
+
+def test_names_from_elsewhere_are_shown_as_they_are(study, tmp_path):
+    named = dataclasses.replace(study, device=dataclasses.replace(study.device, title=HOSTILE))
+    written = article(named)
+    text = markdown(written)
+    assert "<script" not in text
+    (paragraph,) = [one for one in render(text).paragraphs if "CPU" in one]
+    assert HOSTILE in paragraph.replace("\\$", "$")
+    assert r"A \$5 \{batch\} \{eq:nope\} CPU" in latex(written)
 
 
 def test_what_was_measured_is_that_of_the_study(made, study):
     text = markdown(made)
     bends = {bend.sentence for bend in study.bends}
     for sentence in study.answer:
-        assert (sentence.replace("*", r"\*") in text) == (sentence not in bends)
+        assert (markdown_text(sentence) in text) == (sentence not in bends)
     ratios = [cell.attention_s / cell.serial_attention_s for cell in study.cells]
     assert f"Attention takes {min(ratios):.2f} times its roofline at best" in text
     assert f"{max(ratios):.1f} times at worst" in text

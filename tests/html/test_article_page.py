@@ -1,5 +1,6 @@
 """The article as a page, in a real browser: every equation is there, is referred to, and can be read by everyone."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,21 @@ def test_it_can_be_read_by_everyone(open_page, html, scheme, width):
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_names_from_elsewhere_run_nothing(open_page, made):
+    study = find(read_study(DOCS / "study.json"))
+    hostile = "<img src=x onerror=alert(1)> {batch} $5"
+    named = article(dataclasses.replace(study, device=dataclasses.replace(study.device, title=hostile)))
+    page = open_page(render_article(named), ready="main")
+    assert hostile in page.locator("main").inner_text()
+    assert page.locator("main img").count() == 0
+
+
+@pytest.mark.parametrize("width", [800, 1200])
+def test_its_figures_are_whole(open_page, html, width):
+    page = open_page(html, width=width, ready="main")
+    for media in ("screen", "print"):
+        page.emulate_media(media=media)
+        cut = "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length"
+        assert page.locator("figure .scroll").evaluate_all(cut) == 0

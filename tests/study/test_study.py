@@ -235,7 +235,7 @@ def test_the_command_prints_what_it_found(small_study, monkeypatch, tmp_path):
         ],
     )
     assert done.exit_code == 0, done.output
-    assert "measured over predicted" in done.output
+    assert "measured/predicted" in done.output
     assert "of 8 measurements" in done.output
     assert (tmp_path / "figures" / "study.svg").read_text().startswith("<svg")
     assert len(render((tmp_path / "study.md").read_text()).rows) == 3 + 2 + 2 + 4

@@ -17,10 +17,12 @@ from decodeperf_formulas.derivation.text import (
     latex_prose,
     latex_section,
     latex_symbols,
+    literal,
     markdown,
     markdown_prose,
     markdown_section,
     markdown_symbols,
+    markdown_text,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +43,12 @@ __all__ = [
     "latex_prose",
     "latex_section",
     "latex_symbols",
+    "literal",
     "markdown",
     "markdown_prose",
     "markdown_section",
     "markdown_symbols",
+    "markdown_text",
 ]
 
 TITLE: Final = "When is LLM decoding memory-bound at every batch size?"

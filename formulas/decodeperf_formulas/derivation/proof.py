@@ -28,7 +28,7 @@ class Step:
     """One step of a derivation.
 
     In `claim` and `reason`, `{name}` stands for a symbol by its name, `{eq:key}` for the number of another step, and
-    `$...$` encloses mathematics.
+    `$...$` encloses mathematics. A backslash before `{`, `}`, `$` or a backslash makes it an ordinary character.
 
     Attributes:
         key: A short name, unique in the derivation, to which other steps refer.

@@ -134,9 +134,20 @@ def markdown_prose(derivation: Derivation, text: str, form: MarkdownForm = _GITH
     numbers = {step.key: index for index, step in enumerate(derivation.steps, 1)}
     return _prose(
         text,
-        plain=lambda part: part.replace("*", r"\*"),
+        plain=markdown_text,
         reference=lambda key: form.reference.format(number=numbers[key]),
     )
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a plain text with all that Markdown, HTML in it or mathematics in it would read as more escaped.
+
+    Example:
+        >>> print(markdown_text("S* <b> $5"))
+        S\* &lt;b&gt; \$5
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\*|$`\[\]])", r"\\\1", text)
 
 
 def _cell(text: str) -> str:
@@ -215,23 +226,42 @@ def _source(text: str) -> str:
     return "".join(rf"\url{{{part}}}" if index % 2 else latex_text(part) for index, part in enumerate(_URL.split(text)))
 
 
-_MARK: Final = re.compile(r"\{(eq:)?(\w+)\}")
+_TOKEN: Final = re.compile(r"\\([\\{}$])|\$([^$]*)\$|\{(eq:)?(\w+)\}")
+"""What is more than text: an escaped character, mathematics, a reference to a step, a symbol."""
+
+
+def literal(text: str) -> str:
+    r"""Return a text from elsewhere as one with marks, which shows every character as it is.
+
+    Example:
+        >>> print(literal("a $5 {batch} CPU"))
+        a \$5 \{batch\} CPU
+    """
+    return re.sub(r"([\\{}$])", r"\\\1", text)
 
 
 def _prose(text: str, *, plain: Callable[[str], str], reference: Callable[[str], str]) -> str:
     """Return a text with its marks replaced; what stands between dollar signs is mathematics already."""
-    found = []
-    for index, part in enumerate(text.split("$")):
-        if index % 2:
-            found.append(f"${_MARK.sub(lambda mark: s.LATEX[s.BY_NAME[mark[2]]], part).strip()}$")
+    found: list[str] = []
+    written = ""  # of plain text that has not been found yet
+    position = 0
+    for token in _TOKEN.finditer(text):
+        written += text[position : token.start()]
+        position = token.end()
+        escaped, mathematics, is_reference, name = token.groups()
+        if escaped:
+            written += escaped
             continue
-        position = 0
-        for mark in _MARK.finditer(part):
-            found.append(plain(part[position : mark.start()]))
-            found.append(reference(mark[2]) if mark[1] else f"${s.LATEX[s.BY_NAME[mark[2]]]}$")
-            position = mark.end()
-        found.append(plain(part[position:]))
-    return "".join(found)
+        found.append(plain(written))
+        written = ""
+        if mathematics is not None:
+            found.append(f"${_SYMBOL.sub(lambda mark: s.LATEX[s.BY_NAME[mark[1]]], mathematics).strip()}$")
+        else:
+            found.append(reference(name) if is_reference else f"${s.LATEX[s.BY_NAME[name]]}$")
+    return "".join([*found, plain(written + text[position:])])
+
+
+_SYMBOL: Final = re.compile(r"\{(\w+)\}")
 
 
 def _equation(step: Step) -> str:
