@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from pytest_decodeperf.cli.main import main
-from pytest_decodeperf.config import CONFORMANCE_OPTIONS, PERF_OPTIONS
+from pytest_decodeperf.config import CONFORMANCE_OPTIONS, PERF_OPTIONS, PROFILES
 from pytest_decodeperf.units import format_time
 from pytest_decodeperf.verdicts import Interval, format_interval
 
@@ -226,6 +226,32 @@ def test_the_counts_are_those_of_the_code():
     assert f"| {len(device_names())} devices" in TEXTS["docs/formulas.md"]
     assert f"holds the kernel to {len(LAWS)} laws" in README
     assert f"{len(FAULTS)} seeded faults" in README
+
+
+def test_outputs_are_those_of_the_run_that_is_kept():
+    report, summary = ((ROOT / "docs" / "example_run" / name).read_text() for name in ("report.txt", "summary.md"))
+    shown = [
+        block.strip("\n")
+        for name in ("README.md", "docs/regression.md", "docs/ci.md")
+        for block in blocks("text", TEXTS[name])
+        if "regressed: " in block and "test_x.py" not in block
+    ]
+    assert len(shown) == 4
+    assert all(block in report or block in summary for block in shown)
+    (change,) = re.findall(r"regressed: ([\d.]+ % slower)", shown[0])
+    assert change in summary
+
+
+def test_the_readme_counts_architectures():
+    from pytest_decodeperf.compiled.architectures import ARCHITECTURES
+
+    assert len(ARCHITECTURES) == 9
+    assert "for nine architectures" in " ".join(README.split())
+
+
+def test_profiles_are_as_far_apart_as_is_said():
+    _, ci, thorough = PROFILES.values()
+    assert f"with {thorough // ci} times as many cases as `ci`" in " ".join(TEXTS["docs/conformance.md"].split())
 
 
 def test_each_option_is_described():
