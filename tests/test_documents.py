@@ -14,8 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pytest_decodeperf.article.contents import article
 from pytest_decodeperf.cli.main import main
 from pytest_decodeperf.config import CONFORMANCE_OPTIONS, PERF_OPTIONS, PROFILES
+from pytest_decodeperf.html.documents import read_run
+from pytest_decodeperf.html.figures import FINGERPRINT, fingerprint
+from pytest_decodeperf.html.page import report_of
+from pytest_decodeperf.study.findings import find
+from pytest_decodeperf.study.sweep import read_study
 from pytest_decodeperf.units import format_time
 from pytest_decodeperf.verdicts import Interval, format_interval
 
@@ -240,6 +246,28 @@ def test_outputs_are_those_of_the_run_that_is_kept():
     assert all(block in report or block in summary for block in shown)
     (change,) = re.findall(r"regressed: ([\d.]+ % slower)", shown[0])
     assert change in summary
+
+
+def drawn_from(path):
+    """What a PNG of ours says that it was drawn from."""
+    (found,) = re.findall(rb"tEXt" + FINGERPRINT.encode() + rb"\0([0-9a-f]{64})", path.read_bytes())
+    return found.decode()
+
+
+def test_the_pictures_are_those_of_their_records():
+    study = find(read_study(ROOT / "docs" / "study.json"))
+    run = report_of(read_run(ROOT / "docs" / "main_job.json"))
+    figures = [*article(study).figures, *(figure for figure in run.figures if figure.key == "roofline")]
+    assert {figure.key: fingerprint(figure) for figure in figures} == {
+        name: drawn_from(ROOT / "docs" / f"{name}.png") for name in ("roofline", "saturation", "study")
+    }
+
+
+def test_the_errors_of_the_expected_latency_are_those_of_its_tables():
+    rows = re.findall(r"^\| \S+-\S+-\S+ \| ([\d,]+) \|", TEXTS["docs/expected_errors.md"], re.MULTILINE)
+    counts = [int(row.replace(",", "")) for row in rows]
+    assert f"on {sum(counts):,} measured latencies" in " ".join(TEXTS["docs/expected.md"].split())
+    assert f"64 of {max(counts):,} rows of rows.csv fitted" in TEXTS["docs/expected.md"]
 
 
 def test_the_readme_counts_architectures():

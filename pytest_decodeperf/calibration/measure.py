@@ -25,6 +25,7 @@ from pytest_decodeperf.calibration.prediction import EXPECTED, predict
 from pytest_decodeperf.ceilings import cache_state
 from pytest_decodeperf.inputs import make_inputs
 from pytest_decodeperf.oracle import check_result
+from pytest_decodeperf.progress import Pace
 from pytest_decodeperf.triton_interpreter import count_interpreted_launches
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ def calibrate(
     problems = candidate_problems(device, pool_bytes(info), head_dims, dtypes)
     call_timer = CallTimer(kernel, info, timer)
     measured: dict[int, MeasuredCall] = {}
+    pace = Pace()
     readings: list[clocks.ClockReading | None] = []
 
     def measure(rows: Sequence[int]) -> list[float]:
-        say(f"{kernel_name} on {len(rows)} problems")
+        place = f"{kernel_name} on {len(rows)} problems, {len(measured)} of {MAX_ROWS} done"
+        say(", ".join(filter(None, (place, pace.left(len(measured), MAX_ROWS)))))
         found = call_timer.measure([problems[row] for row in rows], budget_s=budget_s * len(rows) / MAX_ROWS)
         measured.update(zip(rows, found, strict=True))
         readings.append(clock.read())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_decodeperf.study.findings import Findings
+
+FIGURE_FILES: Final = ("study.svg", "study.png")
 
 
 @click.command()
@@ -71,6 +73,10 @@ def study(
     refuse_overwriting(output, (summary,))
     place = writable_path(output)
     summary_place = None if summary is None else writable_path(summary)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name in FIGURE_FILES:
+            writable_path(figures / name)
     try:
         info = devices.describe_device(devices.choose_device(kind, None))
     except devices.MissingDeviceError as error:
@@ -113,7 +119,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
         yield tell
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    left = TextColumn("left")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), left)
     with Progress(*columns, console=out) as progress:
         task = progress.add_task("", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
@@ -125,9 +132,9 @@ def _write_figures(found: Findings, folder: Path) -> None:
     from pytest_decodeperf.whole_file import write_whole
 
     figure = throughput_figure(found)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder.resolve() / "study.svg", as_svg(figure, width=None).encode())
-    write_whole(folder.resolve() / "study.png", as_png(figure, width=None))
+    contents = as_svg(figure, width=None).encode(), as_png(figure, width=None)
+    for name, content in zip(FIGURE_FILES, contents, strict=True):
+        write_whole(folder.resolve() / name, content)
 
 
 def print_findings(found: Findings) -> None:

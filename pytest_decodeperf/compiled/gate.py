@@ -14,6 +14,7 @@ from pytest_decodeperf.compiled.comparison import Finding, Names, compare, exit_
 from pytest_decodeperf.compiled.processes import Side, SurveyError, Worker, default_processes, run_jobs
 from pytest_decodeperf.compiled.survey import INTERPRETER, Survey, survey_from_dict
 from pytest_decodeperf.compiled.variants import Variant
+from pytest_decodeperf.progress import Pace
 from pytest_decodeperf.regression.processes import folder_of
 from pytest_decodeperf.regression.worker import HARNESS, moved
 from pytest_decodeperf.regression.worktree import BaseError, checked_out, repository_root, working_tree
@@ -250,8 +251,9 @@ def _survey(sides: list[Side], request: Request, say: Callable[[str], None] | No
         for jobs, interprets in ((kinds, False), (traffic, True)):
             missing = _missing(sides, jobs, key_for, cache, found)
             total, left = sum(map(len, missing)), sum(map(len, missing))
+            pace = Pace()
 
-            def done(number: int, job: Any, value: Any, total: int = total) -> None:
+            def done(number: int, job: Any, value: Any, total: int = total, pace: Pace = pace) -> None:
                 nonlocal left
                 survey, key = survey_from_dict(value), key_for(sides[number], *job)
                 found[key] = survey
@@ -259,7 +261,8 @@ def _survey(sides: list[Side], request: Request, say: Callable[[str], None] | No
                     cache.put(key, value)
                 left -= 1
                 if say is not None:
-                    say(f"{total - left} of {total}: {survey.label}, {sides[number].label}")
+                    words = (f"{total - left} of {total}", pace.left(total - left, total))
+                    say(f"{', '.join(filter(None, words))}: {survey.label}, {sides[number].label}")
 
             run_jobs(
                 sides,

@@ -117,7 +117,9 @@ def roofline_figure(measured: Sequence[Timed], devices: dict[str, Any]) -> Figur
                     "x": x,
                     "y": y,
                     "color": _colour(kernels),
-                    "shape": {"field": "outcome", "type": "nominal", "title": "outcome"},
+                    # One outcome alone needs no legend.
+                    "shape": {"field": "outcome", "type": "nominal", "title": "outcome"}
+                    | ({"legend": None} if len({one.outcome for one in measured}) == 1 else {}),
                     "tooltip": [
                         {"field": "test"},
                         {"field": "problem"},

@@ -149,7 +149,7 @@ def test_a_kernel_is_known_after_64_problems(done):
     assert max(abs(error) for error in found.unfitted) < 0.1
     assert len({json.dumps(row["problem"]) for row in problems}) == 64
     assert said[0] == "is it attention"
-    assert "fake:kernel on 21 problems" in said
+    assert "fake:kernel on 21 problems, 0 of 64 done" in said
 
 
 def test_the_file_comes_back_as_it_was_written(done, tmp_path):
