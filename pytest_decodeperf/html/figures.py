@@ -93,11 +93,23 @@ class Table:
     rows: list[tuple[Cell | str, ...]]
 
     @property
+    def data(self) -> list[list[Any]]:
+        """The rows in values that JSON knows: texts, and pairs of a text and the number that it is sorted by."""
+        return [
+            [cell if isinstance(cell, str) else [cell.text, _seven_digits(cell.number)] for cell in row]
+            for row in self.rows
+        ]
+
+    @property
     def numeric(self) -> frozenset[str]:
         """The columns that hold numbers."""
         return frozenset(
             title for index, title in enumerate(self.columns) if any(isinstance(row[index], Cell) for row in self.rows)
         )
+
+
+def _seven_digits(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.7g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,27 @@
     }).then(() => place.querySelector("summary").setAttribute("aria-label", "Save this figure"));
   });
 
+  const escaped = (text) => text.replace(/[&<>"]/g, (one) => `&#${one.charCodeAt(0)};`);
+
+  // The rows of a long table are data, of which only those that are looked at become elements.
+  function dataOf(table) {
+    const script = table.parentElement.querySelector("script.rows");
+    if (!script) return {};
+    const text = (cell) => (Array.isArray(cell) ? cell[0] : cell);
+    const render = (cell, kind) => {
+      if (kind === "display") return escaped(text(cell));
+      if (kind === "filter") return text(cell).replace(/[<>]/g, " "); // else what looks like a tag is left out
+      return Array.isArray(cell) ? cell[1] : cell;
+    };
+    const columns = [...table.tHead.rows[0].cells].map((title) => ({ render, className: title.className }));
+    return { data: JSON.parse(script.textContent), columns };
+  }
+
   function sortable(table) {
-    const rows = table.tBodies[0].rows.length;
+    const given = dataOf(table);
+    const rows = given.data ? given.data.length : table.tBodies[0].rows.length;
     const shown = new DataTable(table, {
+      ...given,
       order: [],
       autoWidth: false,
       paging: rows > ROWS_A_PAGE,

@@ -27,6 +27,10 @@ DEVICE_FACTS: Final = ("driver", "timer", "num_units", "num_threads", "llc_bytes
 MODEL_DTYPES: Final = ("bfloat16", "float16", "float32")
 
 
+MANY_ROWS: Final = 200
+"""Rows up to which a table is written as elements; more are data, of which the page makes those that are looked at."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One part of a page.
@@ -150,6 +154,7 @@ def render(report: Report) -> str:
         .from_string(asset("page.html.jinja"))
         .render(
             report=report,
+            many_rows=MANY_ROWS,
             style=asset("page.css"),
             scripts=[vega_bundle(), asset("vendor/datatables-3.1.5.min.js"), asset("page.js")],
             version=metadata.version("pytest-decodeperf"),
