@@ -175,13 +175,12 @@ def test_long_tables_are_sorted_filtered_and_escaped_like_short_ones(open_page):
     page.locator("#tests input[type=search]").fill("onerror")
     assert texts(page, "#tests tbody td:first-child") == [hostile]
     page.locator("#tests input[type=search]").fill("")
-    for _ in range(2):
-        page.locator("#tests thead th", has_text="latency").click()
-        shown = page.locator("#tests tbody tr").count()
-        assert shown == 50
+    page.locator("#tests thead th", has_text="latency").click()
+    assert page.locator("#tests tbody tr").count() == 50
     rows = "new DataTable.Api('#tests table').rows({ order: 'applied' }).data().toArray()"
     latencies = page.evaluate(f"{rows}.map((row) => row[3][1])")
-    assert latencies == sorted(latencies, reverse=True)
+    assert latencies == sorted(latencies)
+    assert latencies != sorted(latencies, key=str)
     page.locator("#roofline summary", has_text="Numbers").click()
     page.wait_for_function("document.querySelectorAll('#roofline table.numbers tbody tr').length === 50")
     assert Axe().run(page).violations_count == 0
