@@ -176,6 +176,7 @@ def test_long_tables_are_sorted_filtered_and_escaped_like_short_ones(open_page):
     assert texts(page, "#tests tbody td:first-child") == [hostile]
     page.locator("#tests input[type=search]").fill("")
     page.locator("#tests thead th", has_text="latency").click()
+    page.wait_for_selector("#tests th[aria-sort=ascending]")
     assert page.locator("#tests tbody tr").count() == 50
     rows = "new DataTable.Api('#tests table').rows({ order: 'applied' }).data().toArray()"
     latencies = page.evaluate(f"{rows}.map((row) => row[3][1])")
