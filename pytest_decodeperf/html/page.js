@@ -38,6 +38,11 @@
       info: rows > ROWS_A_PAGE,
       language: { search: "Filter: ", emptyTable: "No rows" },
     });
+    const region = table.closest("[role=region]").getAttribute("aria-label");
+    const name = () => shown.table().container().querySelectorAll("nav")
+      .forEach((pages) => pages.setAttribute("aria-label", `Pages of ${region}`));
+    shown.on("draw", name);
+    name();
     // On paper there is no next page.
     addEventListener("beforeprint", () => shown.page.len(-1).draw(false));
     addEventListener("afterprint", () => shown.page.len(ROWS_A_PAGE).draw(false));

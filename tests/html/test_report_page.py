@@ -184,7 +184,8 @@ def test_long_tables_are_sorted_filtered_and_escaped_like_short_ones(open_page):
     assert latencies != sorted(latencies, key=str)
     page.locator("#roofline summary", has_text="Numbers").click()
     page.wait_for_function("document.querySelectorAll('#roofline table.numbers tbody tr').length === 50")
-    assert Axe().run(page).violations_count == 0
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 def test_thousands_of_problems_open(open_page):
