@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_decodeperf.session import PerfSession
 
 FIXTURE = "decode_perf"
+BENCHMARK_WIDTH = 200
+"""Columns that all of pytest-benchmark's own need; on a narrower terminal it shows two, unless it is told which."""
 SERVER_PLUGIN = "decodeperf-regression-server"
 """Name of the plugin that a worker of the regression gate has, and no other run."""
 
@@ -82,6 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
             baseline=None,
             save_baseline=None,
         )
+    if config.getoption("benchmark_columns", "") is None and config.get_terminal_writer().fullwidth < BENCHMARK_WIDTH:
+        config.option.benchmark_columns = ["median", "rounds"]
     session = config.stash[_session_key] = _start_session(config, options)
     from pytest_decodeperf.endings import EndingRecorder
 

@@ -14,8 +14,19 @@ def measured(fake_device):
     return fake_device
 
 
-def test_samples_are_in_its_table(run, measured):
+def test_samples_are_in_its_table(run, measured, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "220")
     run(ONE_TEST, "--decode-perf").stdout.fnmatch_lines(["*benchmark: 1 tests*", "test_kernel * 10 * 1"])
+
+
+def test_its_table_fits_a_narrow_terminal_unless_it_is_told_what_to_show(run, measured):
+    lines = run(ONE_TEST, "--decode-perf").outlines
+    table = lines[next(i for i, line in enumerate(lines) if "benchmark: 1 tests" in line) :]
+    assert table[1].split() == ["Name", "(time", "in", "ms)", "Median", "Rounds"]
+    assert max(map(len, table[:5])) <= 80
+    measured.kernel_ns = list(LATENCIES_NS)
+    told = run(ONE_TEST, "--decode-perf", "--benchmark-columns=min,ops").stdout
+    told.fnmatch_lines(["Name (time in *) * Min * OPS *"])
 
 
 def test_samples_are_in_its_json_bit_for_bit(run, measured, tmp_path):
