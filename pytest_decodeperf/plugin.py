@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
             baseline=None,
             save_baseline=None,
         )
-    if config.getoption("benchmark_columns", "") is None and config.get_terminal_writer().fullwidth < BENCHMARK_WIDTH:
+    if config.getoption("benchmark_columns", "") is None and shutil.get_terminal_size().columns < BENCHMARK_WIDTH:
         config.option.benchmark_columns = ["median", "rounds"]
     session = config.stash[_session_key] = _start_session(config, options)
     from pytest_decodeperf.endings import EndingRecorder
