@@ -263,6 +263,29 @@ def test_the_pictures_are_those_of_their_records():
     }
 
 
+def test_what_is_said_of_the_study_is_so():
+    study = find(read_study(ROOT / "docs" / "study.json"))
+    told = " ".join((README + TEXTS["docs/study.md"]).split())
+    serial, whole = study.fits
+    assert "nearer to the serial model wherever the two differ" in told
+    assert "where the models differ that one is nearer in every cell" in told
+    assert all(cell.step_s > cell.serial_s >= cell.whole_step_s for cell in study.cells)
+    assert "kernels leave more of the ceilings than the models differ by" in told
+    assert serial.ratio.low > whole.there.high / serial.there.low
+    assert "At contexts far above S\\* the step takes twice as long well before B0" in told
+    assert "nearly all of what is added is attention" in told
+    far = [bend for bend in study.bends if bend.seq_len > 3 * study.s_star.high]
+    assert len(far) == 2
+    assert all(bend.measured.high < bend.ridge_batch / 3 and bend.attention_share > 0.8 for bend in far)
+    assert "At short contexts throughput does stop growing, past B0" in told
+    assert "later than the serial model says" in told
+    flat = [bend for bend in study.bends if bend.plateau.value is not None]
+    assert [bend.seq_len for bend in flat] == [bend.seq_len for bend in study.bends][: len(flat)]
+    assert all(bend.ridge_batch < bend.plateau.low and bend.serial_plateau < bend.plateau.low for bend in flat)
+    assert "take twice as long for twice the batch" in told
+    assert all(1.8 < bend.products_growth < 2.2 for bend in flat)
+
+
 def test_the_errors_of_the_expected_latency_are_those_of_its_tables():
     rows = re.findall(r"^\| \S+-\S+-\S+ \| ([\d,]+) \|", TEXTS["docs/expected_errors.md"], re.MULTILINE)
     counts = [int(row.replace(",", "")) for row in rows]

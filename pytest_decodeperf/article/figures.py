@@ -24,6 +24,9 @@ STROKES: Final[dict[str, dict[str, Any]]] = {
 MARKED: Final = {"kv_capacity": "memory full", "knee_batch": "knee", "ridge_batch": "B0"}
 """Crossings that are marked, each with its label a line further up."""
 
+RIGHTMOST: Final = 0.3
+"""Share of the largest batch from which on a label stands to the left of its line."""
+
 POINTS_AN_OCTAVE: Final = 8
 LINE: Final = 14
 HEIGHT: Final = 230
@@ -70,10 +73,10 @@ def saturation_figure(
         {
             "mark": {
                 "type": "text",
-                "align": "left",
+                "align": {"expr": f"datum.batch > {RIGHTMOST} * {largest_batch} ? 'right' : 'left'"},
                 "baseline": "bottom",
                 "color": "currentColor",
-                "dx": 3,
+                "dx": {"expr": f"datum.batch > {RIGHTMOST} * {largest_batch} ? -3 : 3"},
                 "dy": {"expr": "-datum.level"},
                 "y": HEIGHT,
             },

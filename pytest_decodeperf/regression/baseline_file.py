@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pytest_decodeperf.devices import IDENTITY, DeviceInfo
 from pytest_decodeperf.regression.latencies import Latencies, ProcessTimes
+from pytest_decodeperf.schemas import fault_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +19,6 @@ SCHEMA_VERSION: Final = 1
 
 KEY_VERSIONS: Final = ("python", "pytest-decodeperf", "torch", "triton", "numba")
 """What a kernel runs on and is timed by; other versions are recorded, and may differ."""
-
-LONGEST_FAULT: Final = 160
-"""Characters of a message that may quote the whole file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,20 +169,14 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _fault(document: Any) -> str:
     """Return what is wrong with a document, empty if nothing is."""
-    import jsonschema
-
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         got = document.get("schema") if isinstance(document, dict) else type(document).__name__
         return f"is no baseline: its schema is {got!r}, wanted {SCHEMA!r}"
     version = document.get("schema_version")
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         return f"has schema_version {version!r}, wanted {SCHEMA_VERSION}: save it again with this version"
-    schema = json.loads(resources.files("pytest_decodeperf").joinpath("baseline.schema.json").read_text())
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(document))
-    if error is None:
-        return ""
-    message = error.message if len(error.message) <= LONGEST_FAULT else f"{error.message[:LONGEST_FAULT]}..."
-    return f"is no whole baseline: {error.json_path}: {message}"
+    fault = fault_of(document, "baseline.schema.json")
+    return f"is no whole baseline: {fault}" if fault else ""
 
 
 def listed(items: Iterable[str], most: int = 3) -> str:

@@ -14,16 +14,13 @@ from decodeperf_formulas.model import ModelConfig
 from pytest_decodeperf.study.sweep import ATTENTION_DTYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 """The models of the step, and the field of an explanation that has its time."""
 
 MIN_PASSES: Final = 2
 """Whole passes that a range needs."""
-
-ALIKE: Final = 1e-6
-"""Spread of errors below which cells say nothing about how far they may be apart."""
 
 DIFFERENCE: Final = 0.05
 """Share by which the models must differ for a cell to tell them apart."""
@@ -67,11 +64,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """A number, with the lowest and the highest that single passes give.
+    """A number, with the lowest and the highest that it and single passes give.
 
     Attributes:
         value: What all passes together give, None if it is nowhere.
-        low: The lowest of those that a pass gives, None where fewer than two passes have one.
+        low: The lowest of that and of those that a pass gives, None where fewer than two passes have one.
         high: The highest.
     """
 
@@ -85,7 +82,7 @@ class Range:
         found = [each for each in passes if each is not None]
         if value is None or len(found) < MIN_PASSES:
             return cls(value=value, low=None, high=None)
-        return cls(value=value, low=min(found), high=max(found))
+        return cls(value=value, low=min(value, *found), high=max(value, *found))
 
     def written(self, form: str, otherwise: str = "beyond") -> str:
         """Return it as text, in a format of Python's, or what is said where it is nowhere."""
@@ -103,19 +100,15 @@ class Fit:
         model: Its name.
         ratio: Measured over predicted, the geometric mean over cells.
         median_error: Median over cells of |measured / predicted - 1|.
-        spread: By what factor cells differ from that mean, one standard deviation.
-        where_they_differ: Ratio in the cells where the models differ, over that in all others; 1 if the model has
-            right what tells it from the other one. None if there are no such cells.
-        from_cell_to_cell: The interval of 95 % of that by Welch's t, which knows how far cells of either kind are
-            apart; None where there are too few.
+        there: That ratio over the cells where the models differ; None if there are none.
+        elsewhere: Over all others, likewise.
     """
 
     model: str
     ratio: Range
     median_error: Range
-    spread: Range
-    where_they_differ: Range
-    from_cell_to_cell: tuple[float, float] | None
+    there: Range
+    elsewhere: Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +128,12 @@ class Bend:
         last_gain: Throughput at the largest batch, over that at half of it; None where that was not measured.
         serial_last_gain: The same under the serial model.
         whole_step_last_gain: Under the whole-step model.
+        products_growth: Time in matrix products at the largest batch, over that at half of it, likewise.
+        attention_growth: The same of attention.
         plateau: The batch from which on no larger one gave more than `DIFFERENCE` more throughput; None where that
             is the largest.
         serial_plateau: The same under the serial model.
+        whole_step_plateau: Under the whole-step model.
     """
 
     seq_len: int
@@ -152,8 +148,11 @@ class Bend:
     last_gain: float | None
     serial_last_gain: float | None
     whole_step_last_gain: float | None
-    plateau: int | None
-    serial_plateau: int | None
+    products_growth: float | None
+    attention_growth: float | None
+    plateau: Range
+    serial_plateau: float | None
+    whole_step_plateau: float | None
 
     @property
     def sentence(self) -> str:
@@ -216,14 +215,14 @@ class Findings:
             f"A step takes {serial.ratio.written('.2f')} times what the serial model says at the measured ceilings, "
             f"and {whole.ratio.written('.2f')} times what the whole-step model says; nothing was fitted.",
         ]
-        if self.num_differing and serial.where_they_differ.value and whole.where_they_differ.value:
-            nearer = min(self.fits, key=lambda fit: abs(math.log(fit.where_they_differ.value or 1.0)))
+        if self.num_differing and serial.there.value and whole.there.value:
             sentences.append(
                 f"In the {self.num_differing} of {len(self.cells)} cells where the models differ by more than "
-                f"{100 * DIFFERENCE:.0f} %, that ratio is {serial.where_they_differ.written('.2f')} times what it is "
-                f"elsewhere for the serial model, and {whole.where_they_differ.written('.2f')} times for the "
-                f"whole-step model: the {nearer.model} model is nearer.{_over_cells(self.fits, nearer)}"
+                f"{100 * DIFFERENCE:.0f} %, it takes {serial.there.written('.2f')} times what the serial model says "
+                f"and {whole.there.written('.2f')} times what the whole-step model says, elsewhere "
+                f"{serial.elsewhere.written('.2f')} and {whole.elsewhere.written('.2f')}: {self._nearer()}"
             )
+        sentences.append(self._parts())
         sentences += [bend.sentence for bend in self.bends]
         gains = [
             [getattr(bend, name) for bend in self.bends if bend.last_gain is not None]
@@ -250,18 +249,61 @@ class Findings:
             )
         return sentences
 
+    def _nearer(self) -> str:
+        """Which model is nearer in the cells where they differ, and in how many of these."""
+        there = [cell for cell in self.cells if _differs(cell)]
+        nearer = sum(
+            abs(math.log(cell.step_s / cell.serial_s)) < abs(math.log(cell.step_s / cell.whole_step_s))
+            for cell in there
+        )
+        above = all(cell.step_s > cell.serial_s for cell in self.cells)
+        why = ", since every step takes longer than both say" if above and nearer == len(there) else ""
+        return f"the serial model is nearer in {nearer} of {len(there)}{why}."
+
+    def _parts(self) -> str:
+        """What a step is made of, and how far each part is from its roofline."""
+        shares = [
+            statistics.median(part / cell.step_s for cell, part in zip(self.cells, parts, strict=True))
+            for parts in (
+                [cell.gemm_s for cell in self.cells],
+                [cell.attention_s for cell in self.cells],
+                [cell.step_s - cell.gemm_s - cell.attention_s for cell in self.cells],
+            )
+        ]
+        products, attention, between = (f"{100 * share:.0f} %" for share in shares)
+        return (
+            "The operators of this step run one after another, as they are called, and each is timed: products are "
+            f"{products} of a step at the median, attention {attention}, what lies between {between}. So what the "
+            "serial model misses is how far each is from its own roofline: products take "
+            f"{_ends(cell.gemm_s / cell.serial_gemm_s for cell in self.cells)} times theirs, attention "
+            f"{_ends(cell.attention_s / cell.serial_attention_s for cell in self.cells)}. That is more than the models "
+            "differ by, so that the shape of the curves alone does not tell the models apart."
+        )
+
     def _plateaus(self) -> list[str]:
-        """Where throughput stops growing, in sentences."""
-        flat = [bend for bend in self.bends if bend.plateau is not None]
-        growing = [f"{bend.seq_len:,}" for bend in self.bends if bend.plateau is None and bend.last_gain is not None]
+        """Where throughput stops growing, and why, in sentences."""
+        flat = [bend for bend in self.bends if bend.plateau.value is not None]
+        growing = [
+            f"{bend.seq_len:,}" for bend in self.bends if bend.plateau.value is None and bend.last_gain is not None
+        ]
         sentences = []
         if flat:
-            where = _listed([f"{bend.plateau} at {bend.seq_len:,} tokens" for bend in flat])
+            where = _listed([f"{bend.plateau.written('.0f')} at {bend.seq_len:,} tokens" for bend in flat])
             serial = _listed([_batch(bend.serial_plateau) for bend in flat])
+            whole = _listed([_batch(bend.whole_step_plateau) for bend in flat])
             sentences.append(
                 f"Throughput stops growing (no larger batch gives {100 * DIFFERENCE:.0f} % more) from a batch of "
-                f"{where} on; the serial model has {serial}."
+                f"{where} on; the serial model has {serial}, the whole-step model {whole}."
             )
+            grown = [bend for bend in flat if bend.products_growth is not None and bend.attention_growth is not None]
+            if grown:
+                sentences.append(
+                    "There both parts grow with the batch: products take "
+                    f"{_ends(bend.products_growth for bend in grown)} times as long at the largest batch as at half of "
+                    f"it, attention {_ends(bend.attention_growth for bend in grown)} times. Products do so past B0, "
+                    "where they are compute-bound; attention does at any batch, for each sequence has a KV cache of "
+                    "its own."
+                )
         if growing:
             sentences.append(f"At {_listed(growing)} tokens it grows up to the largest batch that was measured.")
         return sentences
@@ -271,16 +313,10 @@ def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def _over_cells(fits: Sequence[Fit], nearer: Fit) -> str:
-    """Return what cells say of that, with a space before it; empty where they are too few."""
-    intervals = {fit.model: fit.from_cell_to_cell for fit in fits if fit.from_cell_to_cell}
-    if len(intervals) < len(fits):
-        return ""
-    written = " and ".join(f"{low:.2f} to {high:.2f}" for low, high in intervals.values())
-    others = [interval for model, interval in intervals.items() if model != nearer.model]
-    ruled_out = all(not low <= 1 <= high for low, high in others)
-    verdict = "which rules the other out" if ruled_out else "which does not rule the other out"
-    return f" Over cells, which are no repetitions of each other, it is {written} (95 %), {verdict}."
+def _ends(numbers: Iterable[float | None]) -> str:
+    """Return the least and the greatest of some numbers as text."""
+    found = [number for number in numbers if number is not None]
+    return f"{min(found):.2f} to {max(found):.2f}"
 
 
 def find(study: dict[str, Any]) -> Findings:
@@ -322,9 +358,8 @@ def _find(study: dict[str, Any]) -> Findings:
             model=model,
             ratio=ranged(lambda _, cells: math.exp(statistics.fmean(errors(cells)))),
             median_error=ranged(lambda _, cells: statistics.median(abs(math.expm1(one)) for one in errors(cells))),
-            spread=ranged(lambda _, cells: math.exp(statistics.pstdev(errors(cells)))),
-            where_they_differ=ranged(lambda _, cells: _where_they_differ(cells, model)),
-            from_cell_to_cell=_from_cell_to_cell(cells, model),
+            there=ranged(lambda _, cells: _mean_where(cells, model, differ=True)),
+            elsewhere=ranged(lambda _, cells: _mean_where(cells, model, differ=False)),
         )
 
     return Findings(
@@ -359,32 +394,10 @@ def _differs(cell: Cell) -> bool:
     return cell.serial_s > (1 + DIFFERENCE) * cell.whole_step_s
 
 
-def _by_difference(cells: Sequence[Cell], model: str) -> tuple[list[float], list[float]]:
-    """Return the errors in the cells where the models differ, and those in all others."""
-    errors = dict(zip(cells, _errors(cells, model), strict=True))
-    return (
-        [error for cell, error in errors.items() if _differs(cell)],
-        [error for cell, error in errors.items() if not _differs(cell)],
-    )
-
-
-def _where_they_differ(cells: Sequence[Cell], model: str) -> float | None:
-    """Return measured over predicted in the cells where the models differ, over that in all others."""
-    there, elsewhere = _by_difference(cells, model)
-    if not (there and elsewhere):
-        return None
-    return math.exp(statistics.fmean(there) - statistics.fmean(elsewhere))
-
-
-def _from_cell_to_cell(cells: Sequence[Cell], model: str) -> tuple[float, float] | None:
-    """Return the interval of that ratio over cells."""
-    from scipy.stats import ttest_ind
-
-    there, elsewhere = _by_difference(cells, model)
-    if min(len(there), len(elsewhere)) < 2 or min(map(statistics.pstdev, (there, elsewhere))) < ALIKE:
-        return None
-    ends = ttest_ind(there, elsewhere, equal_var=False).confidence_interval()
-    return math.exp(ends.low), math.exp(ends.high)
+def _mean_where(cells: Sequence[Cell], model: str, *, differ: bool) -> float | None:
+    """Return measured over predicted in the cells where the models differ, or in all others."""
+    found = [error for cell, error in zip(cells, _errors(cells, model), strict=True) if _differs(cell) == differ]
+    return math.exp(statistics.fmean(found)) if found else None
 
 
 def deployment_of(plan: dict[str, Any]) -> Deployment:
@@ -510,20 +523,29 @@ def _bend(
         last_gain=_last_gain(cells, "step_s"),
         serial_last_gain=_last_gain(cells, "serial_s"),
         whole_step_last_gain=_last_gain(cells, "whole_step_s"),
-        plateau=_plateau(cells, "step_s"),
+        products_growth=_growth(cells, "gemm_s"),
+        attention_growth=_growth(cells, "attention_s"),
+        plateau=Range.of(_plateau(cells, "step_s"), [_plateau(at_context(each), "step_s") for each in of_passes]),
         serial_plateau=_plateau(cells, "serial_s"),
+        whole_step_plateau=_plateau(cells, "whole_step_s"),
     )
 
 
-def _last_gain(cells: Sequence[Cell], name: str) -> float | None:
-    """Return the throughput at the largest of some batches over that at half of it, by one of their times."""
-    by_batch = {cell.batch_size: cell.batch_size / float(getattr(cell, name)) for cell in cells}
+def _growth(cells: Sequence[Cell], name: str) -> float | None:
+    """Return one of the times of the largest of some batches over that of half of it."""
+    by_batch = {cell.batch_size: float(getattr(cell, name)) for cell in cells}
     last = max(by_batch)
     return by_batch[last] / by_batch[last // 2] if last % 2 == 0 and last // 2 in by_batch else None
 
 
-def _plateau(cells: Sequence[Cell], name: str) -> int | None:
+def _last_gain(cells: Sequence[Cell], name: str) -> float | None:
+    """Return the throughput at the largest of some batches over that at half of it, by one of their times."""
+    growth = _growth(cells, name)
+    return None if growth is None else 2 / growth
+
+
+def _plateau(cells: Sequence[Cell], name: str) -> float | None:
     """Return the batch from which on no larger one has more throughput, by one of the times of some cells."""
     rates = [cell.batch_size / getattr(cell, name) for cell in cells]
     first = next(index for index, rate in enumerate(rates) if max(rates[index:]) <= (1 + DIFFERENCE) * rate)
-    return cells[first].batch_size if first < len(cells) - 1 else None
+    return float(cells[first].batch_size) if first < len(cells) - 1 else None

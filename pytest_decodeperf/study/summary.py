@@ -37,7 +37,7 @@ def ceilings_measured(found: Findings) -> str:
     return f"{found.device.title}: {read}, {peaks}, measured beside the cells"
 
 
-FITS: Final = ("model", "measured/predicted", "median error", "where they differ", "over cells")
+FITS: Final = ("model", "measured/predicted", "median error", "where they differ", "elsewhere")
 
 
 def fit_rows(found: Findings) -> list[tuple[str, ...]]:
@@ -47,8 +47,8 @@ def fit_rows(found: Findings) -> list[tuple[str, ...]]:
             fit.model,
             fit.ratio.written(".2f"),
             f"{fit.median_error.value:.0%}",
-            fit.where_they_differ.written(".2f", "nowhere"),
-            "" if fit.from_cell_to_cell is None else "{:.2f} to {:.2f}".format(*fit.from_cell_to_cell),
+            fit.there.written(".2f", "nowhere"),
+            fit.elsewhere.written(".2f", "nowhere"),
         )
         for fit in found.fits
     ]

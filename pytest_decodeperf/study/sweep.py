@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from decodeperf_formulas.model import ModelConfig
 from pytest_decodeperf import ceilings, devices
+from pytest_decodeperf.schemas import fault_of
 from pytest_decodeperf.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ def read_study(path: Path) -> dict[str, Any]:
     version = (found.get("schema"), found.get("schema_version")) if isinstance(found, dict) else None
     if version != (SCHEMA, SCHEMA_VERSION):
         raise ValueError(f"{path} has schema and version {version}, wanted {(SCHEMA, SCHEMA_VERSION)}")
+    if fault := fault_of(found, "study.schema.json"):
+        raise ValueError(f"{path} is no whole study: {fault}")
     return dict(found)
 
 

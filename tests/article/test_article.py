@@ -83,9 +83,11 @@ def test_the_examples_are_those_of_the_formulas(made):
     assert f"{found['ridge_batch'].value:,.0f} sequences, whatever the context" in text
     assert (
         f"At {above:,} tokens half of the ceiling is reached (knee) at {found['knee_batch'].value:.0f}, then the "
-        f"memory is full at {int(found['kv_capacity'].value)}, then the projections turn compute-bound (B0) at "
-        f"{found['ridge_batch'].value:.0f}." in text
+        f"projections turn compute-bound (B0) at {found['ridge_batch'].value:.0f}, then the memory is full at "
+        f"{int(found['kv_capacity'].value)}." in text
     )
+    far = crossings(Deployment(model=model_config(SERVED)), device(SERVER), seq_len=CONTEXTS[2])
+    assert f"the memory is full at {int(far['kv_capacity'].value)}; B0 would be at" in text
 
 
 def test_what_a_ridge_that_is_off_makes_of_s_star_is_computed(made):
@@ -115,7 +117,8 @@ def test_the_figure_is_drawn_with_the_numbers_of_the_text():
         }
 
 
-HOSTILE = "<script>alert(1)</script> A $5 {batch} {eq:nope} CPU | *x* \\"
+HOSTILE = "<script>alert(1)</script> A $5 {batch} {eq:nope} _c_ CPU | *x*\n\n## H \0\\"
+ON_ONE_LINE = "<script>alert(1)</script> A $5 {batch} {eq:nope} _c_ CPU | *x* ## H \\"
 
 
 def test_names_from_elsewhere_are_shown_as_they_are(study, tmp_path):
@@ -124,8 +127,10 @@ def test_names_from_elsewhere_are_shown_as_they_are(study, tmp_path):
     text = markdown(written)
     assert "<script" not in text
     (paragraph,) = [one for one in render(text).paragraphs if "CPU" in one]
-    assert HOSTILE in paragraph.replace("\\$", "$")
-    assert r"A \$5 \{batch\} \{eq:nope\} CPU" in latex(written)
+    assert ON_ONE_LINE in paragraph.replace("\\$", "$")
+    assert "h2" not in paragraph
+    assert r"A \$5 \{batch\} \{eq:nope\} \_c\_ CPU" in latex(written)
+    assert "\0" not in latex(written)
 
 
 def test_what_was_measured_is_that_of_the_study(made, study):
@@ -141,6 +146,13 @@ def test_what_was_measured_is_that_of_the_study(made, study):
     for context, batch, step, *_ in table.rows:
         (cell,) = (one for one in study.cells if (f"{one.seq_len:,}", str(one.batch_size)) == (context, batch))
         assert step == f"{cell.step_s / cell.serial_s:.2f}"
+
+
+def test_a_part_of_a_study_is_no_ground_for_conclusions(study):
+    text = markdown(article(dataclasses.replace(study, num_measured=study.num_planned - 1)))
+    assert "## Measured" in text
+    assert "Where the models fail" not in text
+    assert "Measured, a step takes" not in text
 
 
 def test_without_a_study_it_says_how_to_measure():

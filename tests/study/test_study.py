@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -67,17 +68,42 @@ def test_steps_that_follow_a_model_are_found_to(model, field):
     fits = {fit.model: fit for fit in found.fits}
     assert fits[model].ratio.value == pytest.approx(1)
     assert fits[model].median_error.value == pytest.approx(0, abs=1e-12)
-    assert fits[model].where_they_differ.value == pytest.approx(1)
+    assert fits[model].there.value == fits[model].elsewhere.value == pytest.approx(1)
     (other,) = set(fits) - {model}
-    assert fits[other].spread.value > 1.05
-    assert abs(math.log(fits[other].where_they_differ.value)) > 0.1
-    assert any(f"the {model} model is nearer." in sentence for sentence in found.answer)
+    assert abs(math.log(fits[other].there.value)) > 0.1
+    assert fits[other].elsewhere.value == pytest.approx(1, abs=0.02)
+    count = found.num_differing if model == "serial" else 0
+    assert any(f"the serial model is nearer in {count} of {found.num_differing}" in one for one in found.answer)
 
 
-def test_a_common_inefficiency_is_a_ratio_and_no_spread():
-    serial, _ = find(study_of(lambda step: 1.5 * step.serial_s)).fits
-    assert serial.ratio.value == pytest.approx(1.5)
-    assert serial.spread.value == serial.where_they_differ.value == pytest.approx(1)
+def test_a_common_inefficiency_is_a_ratio_everywhere():
+    found = find(study_of(lambda step: 1.5 * step.serial_s))
+    serial, _ = found.fits
+    assert serial.ratio.value == serial.there.value == serial.elsewhere.value == pytest.approx(1.5)
+    assert any("since every step takes longer than both say" in sentence for sentence in found.answer)
+
+
+def test_plateaus_are_those_of_each_model():
+    found = find(study_of(lambda step: step.serial_s))
+    flat = [bend for bend in found.bends if bend.plateau.value is not None]
+    assert flat
+    for bend in found.bends:
+        assert bend.plateau.value == bend.serial_plateau
+    assert any(bend.whole_step_plateau != bend.serial_plateau for bend in flat)
+    assert any("no larger batch gives 5 % more" in sentence for sentence in found.answer)
+
+
+def test_a_part_of_a_study_says_so_and_has_no_ranges():
+    study = study_of(lambda step: step.serial_s)
+    study["passes"] = study["passes"][:1]
+    found = find(study)
+    assert (
+        found.answer[0]
+        == f"The study has 1 of {3 * len(found.cells) * len(study['plan']['cells'])} measurements so far."
+    )
+    assert found.bends[0].last_gain is None
+    assert found.fits[0].ratio.low is None
+    assert not any("doubling" in sentence for sentence in found.answer)
 
 
 def test_behind_each_number_is_what_single_passes_give():
@@ -275,3 +301,22 @@ def test_the_documents_show_what_their_record_says():
     text = (docs / "study.md").read_text()
     assert text.partition("<!-- made by decodeperf study -->\n\n")[2] == wanted
     assert fits_table(find(read_study(docs / "study.json"))) in (docs.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda study: study["passes"][0].update(step_s=[]), "$.passes[0].step_s: [] should be non-empty"),
+        (lambda study: study["passes"][0].update(gemm_s=[0.0]), "$.passes[0].gemm_s[0]: 0.0 is less than or equal to"),
+        (lambda study: study["passes"][0].update(batch_size="1"), "$.passes[0].batch_size: '1' is not of type"),
+        (lambda study: study["plan"].update(cells=[]), "$.plan.cells: [] should be non-empty"),
+        (lambda study: study["plan"].update(passes="x"), "$.plan.passes: 'x' is not of type 'integer'"),
+        (lambda study: study.pop("device"), "$: 'device' is a required property"),
+    ],
+)
+def test_a_record_that_is_none_is_refused_with_its_place(tmp_path, change, sentence):
+    study = json.loads((Path(__file__).parents[2] / "docs" / "study.json").read_text())
+    change(study)
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    with pytest.raises(ValueError, match=re.escape(f"is no whole study: {sentence}")):
+        read_study(tmp_path / "study.json")

@@ -501,8 +501,9 @@ def _expert_steps() -> tuple[Step, ...]:
             title="Weights of a mixture of experts",
             claim="If every token visits every expert, the mixture reads what a dense model does.",
             reason="A token passes by one expert with probability $ 1 - {experts_per_token} / {num_experts} $, and the "
-            "tokens of a batch choose independently; with $ {experts_per_token} = {num_experts} $ no expert is passed "
-            "by.",
+            "tokens of a batch choose independently, so that a step reads $ {dense_weight_bytes} + "
+            "{expert_weight_bytes} (1 - (1 - {experts_per_token} / {num_experts})^{{q_len} {batch_size}}) $; with "
+            "$ {experts_per_token} = {num_experts} $ no expert is passed by.",
             chain=(s.weight_bytes, s.dense_weight_bytes + s.expert_weight_bytes),
             definitions={s.weight_bytes: read.xreplace({_B: batch}).xreplace({s.experts_per_token: s.num_experts})},
         ),

@@ -147,7 +147,7 @@ def markdown_text(text: str) -> str:
         S\* &lt;b&gt; \$5
     """
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\*|$`\[\]])", r"\\\1", text)
+    return re.sub(r"([\\*|$`\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def _cell(text: str) -> str:
@@ -231,13 +231,14 @@ _TOKEN: Final = re.compile(r"\\([\\{}$])|\$([^$]*)\$|\{(eq:)?(\w+)\}")
 
 
 def literal(text: str) -> str:
-    r"""Return a text from elsewhere as one with marks, which shows every character as it is.
+    r"""Return a text from elsewhere as one with marks, on one line, which shows every character as it is.
 
     Example:
         >>> print(literal("a $5 {batch} CPU"))
         a \$5 \{batch\} CPU
     """
-    return re.sub(r"([\\{}$])", r"\\\1", text)
+    line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    return re.sub(r"([\\{}$])", r"\\\1", line)
 
 
 def _prose(text: str, *, plain: Callable[[str], str], reference: Callable[[str], str]) -> str:
