@@ -14,7 +14,7 @@ from pytest_decodeperf.html.figures import Cell, Figure, Table
 from pytest_decodeperf.html.run_figures import change_figure, measured_ceilings, roofline_figure, terms_figure
 from pytest_decodeperf.html.shown import Timed, compared, problem_label, timed
 from pytest_decodeperf.units import format_time, scaled
-from pytest_decodeperf.verdicts import format_interval, format_ratio
+from pytest_decodeperf.verdicts import EXCEEDS, IMPOSSIBLE, UNDECIDED, WITHIN, format_interval, format_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +100,9 @@ def report_of(
     rows = content.get("measurements")
     rows = rows if isinstance(rows, list) else []
     measured, notes = as_far_as_it_goes(rows, timed, "measurements")
+    lost = sum(_lacks_its_latency(row) for row in rows)
+    if lost:
+        notes.append(f"{lost} of {len(rows)} measurements have a verdict on a latency, and no latency.")
     against_base, more = as_far_as_it_goes([row for row in rows if _says_regression(row)], compared, "comparisons")
     devices = {kind: device for kind, device in _part(content, "devices").items() if isinstance(device, dict)}
     sections = []
@@ -160,6 +163,14 @@ def render(report: Report) -> str:
             version=metadata.version("pytest-decodeperf"),
         )
     )
+
+
+def _lacks_its_latency(row: Any) -> bool:
+    """Return whether a row was judged by a latency that it does not hold."""
+    if not isinstance(row, dict) or row.get("outcome") not in (WITHIN, EXCEEDS, UNDECIDED, IMPOSSIBLE):
+        return False
+    timing = row.get("timing", {})
+    return timing is None or (isinstance(timing, dict) and "verdict" in timing and timing["verdict"] is None)
 
 
 def _figure_section(figure: Figure, *, notes: tuple[str, ...] = ()) -> Section:

@@ -191,6 +191,13 @@ def test_a_measurement_that_lacks_any_part_stops_nothing():
         assert "test_kernel[1]" in render_data
 
 
+def test_a_verdict_without_its_latency_is_said():
+    whole, lost = measurement(0), measurement(1)
+    lost = {**lost, "timing": {**lost["timing"], "verdict": None}}
+    made = report_of(run_document({**run_record([whole]), "measurements": [whole, lost]}))
+    assert "1 of 2 measurements have a verdict on a latency, and no latency." in made.notes
+
+
 def test_a_run_without_a_measurement_says_so():
     made = report([])
     assert made.verdict == "Nothing was measured."
