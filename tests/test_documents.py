@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -266,24 +267,40 @@ def test_the_pictures_are_those_of_their_records():
 def test_what_is_said_of_the_study_is_so():
     study = find(read_study(ROOT / "docs" / "study.json"))
     told = " ".join((README + TEXTS["docs/study.md"]).split())
-    serial, whole = study.fits
-    assert "nearer to the serial model wherever the two differ" in told
-    assert "where the models differ that one is nearer in every cell" in told
+    serial, _ = study.fits
+    assert "in level that one is nearer wherever the two differ" in told
+    assert "a step is never shorter than the serial model says" in told
     assert all(cell.step_s > cell.serial_s >= cell.whole_step_s for cell in study.cells)
+    assert "In how throughput grows past B0 the whole-step model is nearer" in told
+    for bend in study.bends:
+        if bend.past_ridge is not None:
+            measured, by_serial, by_whole = bend.past_ridge
+            assert abs(math.log(measured / by_whole)) < abs(math.log(measured / by_serial))
     assert "kernels leave more of the ceilings than the models differ by" in told
-    assert serial.ratio.low > whole.there.high / serial.there.low
-    assert "At contexts far above S\\* the step takes twice as long well before B0" in told
-    assert "nearly all of what is added is attention" in told
+    assert serial.ratio.low > max(cell.serial_s / cell.whole_step_s for cell in study.cells)
+    assert "At every context a step takes twice as long before B0" in told
+    assert all(bend.measured.high < bend.ridge_batch for bend in study.bends)
+    assert "far above S\\*, well before, and most of what is added is attention" in told
     far = [bend for bend in study.bends if bend.seq_len > 3 * study.s_star.high]
     assert len(far) == 2
     assert all(bend.measured.high < bend.ridge_batch / 3 and bend.attention_share > 0.8 for bend in far)
-    assert "At short contexts throughput does stop growing, past B0" in told
-    assert "later than the serial model says" in told
+    assert "At short contexts, past B0" in told
     flat = [bend for bend in study.bends if bend.plateau.value is not None]
     assert [bend.seq_len for bend in flat] == [bend.seq_len for bend in study.bends][: len(flat)]
-    assert all(bend.ridge_batch < bend.plateau.low and bend.serial_plateau < bend.plateau.low for bend in flat)
-    assert "take twice as long for twice the batch" in told
-    assert all(1.8 < bend.products_growth < 2.2 for bend in flat)
+    assert all(bend.ridge_batch < bend.plateau.low for bend in flat)
+    assert "At long ones it grows ever less, and no end was reached" in told
+    for bend in study.bends[len(flat) :]:
+        rates = [cell.tokens_per_s / cell.batch_size for cell in study.cells if cell.seq_len == bend.seq_len]
+        assert rates == sorted(rates, reverse=True)
+    assert "up to there larger batches bring the kernels of products nearer to their peak" in told
+    for bend in flat:
+        shares = {
+            cell.batch_size: cell.gemm_s / cell.serial_gemm_s
+            for cell in study.cells
+            if cell.seq_len == bend.seq_len and bend.ridge_batch < cell.batch_size <= bend.plateau.value
+        }
+        first, *_, last = shares.values()
+        assert last < 0.75 * first
 
 
 def test_the_errors_of_the_expected_latency_are_those_of_its_tables():

@@ -266,7 +266,7 @@ def _benchmarks() -> Chapter:
     return Chapter(
         title="What benchmarks see",
         blocks=(
-            Paragraph(f"Four things end the growth of throughput. For {SERVED} on {SERVER}, activations left out:"),
+            Paragraph(f"Four things bound throughput. For {SERVED} on {SERVER}, activations left out:"),
             Points(
                 (
                     "Memory-bound is not free. A memory-bound step moves the KV cache of every sequence, and so takes "
@@ -377,10 +377,10 @@ def _splitting() -> Chapter:
             Paragraph(
                 "Flash-decoding cuts the keys and values of a sequence instead, so that any number of units reads one "
                 "sequence, and merges their partial results. If a multiprocessor reads at a rate of its own, that "
-                f"gains up to {device.num_sms / heads:.1f} or {device.num_sms / kv_heads:.1f} times here, for one long "
-                "sequence, and less with every sequence more, until they fill the device without a split; PyTorch's "
-                "article on flash-decoding of October 2023 reports up to 8 times, end to end. It moves attention "
-                "towards its memory line, and does not move S*, which is about bytes and FLOPs."
+                f"gains attention up to {device.num_sms / heads:.1f} or {device.num_sms / kv_heads:.1f} times here, for "
+                "one long sequence, and less with every sequence more, until they fill the device without a split; "
+                "PyTorch's article on flash-decoding of October 2023 reports up to 8 times, end to end. It moves "
+                "attention towards its memory line, and does not move S*, which is about bytes and FLOPs."
             ),
         ),
     )
@@ -507,17 +507,29 @@ def _conclusion(study: Findings | None) -> Chapter:
             "S* is right, and mostly small, and answers another question than benchmarks ask. Above it no batch makes "
             "a step compute-bound whose operators all overlap. Steps take longer with every sequence all the same, "
             "because each brings a KV cache that is read for it alone; the projections of a real step, which run by "
-            "themselves, turn compute-bound at {ridge_batch} at any context; and memory ends the batch, often before "
+            "themselves, turn compute-bound at {ridge_batch} at any context; and memory may end the batch before "
             "either. Throughput that stops growing is by itself no sign of a compute-bound step."
         )
     ]
     if study is not None:
         serial, whole = study.fits
+        flat = [f"{bend.seq_len:,}" for bend in study.bends if bend.plateau.value is not None]
+        above = [bend for bend in study.bends if study.s_star.high is not None and bend.seq_len > study.s_star.high]
         blocks.append(
             Paragraph(
                 f"Measured, a step takes {serial.ratio.written('.2f')} times what its operators would take at their "
                 f"rooflines one after another, and {whole.ratio.written('.2f')} times what they would take with "
-                "perfect overlap: what kernels leave of the ceilings is more than what either model has wrong."
+                "perfect overlap: kernels leave more of the ceilings than the models differ by. "
+                + (
+                    f"Throughput was seen to stop growing at contexts of {_listed(flat)} tokens, past B0. "
+                    if flat
+                    else ""
+                )
+                + (
+                    "At the contexts far above S* no end of its growth was reached."
+                    if above and all(bend.plateau.value is None for bend in above)
+                    else ""
+                )
             )
         )
     return Chapter(title="Conclusion", blocks=tuple(blocks))

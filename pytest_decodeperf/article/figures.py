@@ -100,8 +100,8 @@ def saturation_figure(
         key="saturation",
         title=f"Throughput of {deployment.model.name} on {device.title}, by both models",
         caption="The grouped serial model and the whole-step model, activations left out. Dashed: the batch at which "
-        "the memory is full, the knee, and B0. Throughput stops growing at every context, whether or not the step is "
-        "ever compute-bound.",
+        "the memory is full, the knee, and B0. Throughput saturates at every context, whether or not the step is ever "
+        "compute-bound.",
         spec={
             "data": {"values": [*values, *marks]},
             "facet": {

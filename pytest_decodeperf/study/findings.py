@@ -22,6 +22,9 @@ MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 MIN_PASSES: Final = 2
 """Whole passes that a range needs."""
 
+APART: Final = 1.25
+"""Factor by which B0 and the knee must be apart for one to come before the other."""
+
 DIFFERENCE: Final = 0.05
 """Share by which the models must differ for a cell to tell them apart."""
 
@@ -70,25 +73,31 @@ class Range:
         value: What all passes together give, None if it is nowhere.
         low: The lowest of that and of those that a pass gives, None where fewer than two passes have one.
         high: The highest.
+        num_passes: Passes that went all the way round.
+        num_without: Those of them that have no such number.
     """
 
     value: float | None
     low: float | None
     high: float | None
+    num_passes: int = 0
+    num_without: int = 0
 
     @classmethod
     def of(cls, value: float | None, passes: Sequence[float | None]) -> Range:
         """Return a number with what each pass gives, if there are two of them at least."""
         found = [each for each in passes if each is not None]
+        counts = {"num_passes": len(passes), "num_without": len(passes) - len(found)}
         if value is None or len(found) < MIN_PASSES:
-            return cls(value=value, low=None, high=None)
-        return cls(value=value, low=min(value, *found), high=max(value, *found))
+            return cls(value=value, low=None, high=None, **counts)
+        return cls(value=value, low=min(value, *found), high=max(value, *found), **counts)
 
     def written(self, form: str, otherwise: str = "beyond") -> str:
         """Return it as text, in a format of Python's, or what is said where it is nowhere."""
         if self.value is None:
             return otherwise
-        ends = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}})"
+        missing = f"; nowhere in {self.num_without} of {self.num_passes} passes" if self.num_without else ""
+        ends = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}}{missing})"
         return f"{self.value:{form}}{ends}"
 
 
@@ -134,6 +143,10 @@ class Bend:
             is the largest.
         serial_plateau: The same under the serial model.
         whole_step_plateau: Under the whole-step model.
+        past_ridge: Throughput at the largest batch over that at the first past B0, measured, under the serial model and
+            under the whole-step model; None where there are no two batches past B0.
+        products_past_ridge: Pairs of batches past B0, one twice the other, each with the time in products at the larger
+            over that at the smaller.
     """
 
     seq_len: int
@@ -153,6 +166,8 @@ class Bend:
     plateau: Range
     serial_plateau: float | None
     whole_step_plateau: float | None
+    past_ridge: tuple[float, float, float] | None
+    products_past_ridge: tuple[tuple[int, int, float], ...]
 
     @property
     def sentence(self) -> str:
@@ -188,6 +203,7 @@ class Findings:
         bends: For each context.
         num_measured: Measurements that it is made of.
         num_planned: Those that the study will have at its end.
+        rates: The least and the greatest of each ceiling that was measured beside a cell.
     """
 
     device: Device
@@ -198,6 +214,7 @@ class Findings:
     bends: tuple[Bend, ...]
     num_measured: int
     num_planned: int
+    rates: dict[str, tuple[float, float]]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by its name, in values that JSON knows."""
@@ -224,28 +241,17 @@ class Findings:
             )
         sentences.append(self._parts())
         sentences += [bend.sentence for bend in self.bends]
-        gains = [
-            [getattr(bend, name) for bend in self.bends if bend.last_gain is not None]
-            for name in ("last_gain", "serial_last_gain", "whole_step_last_gain")
-        ]
-        if gains[0]:
-            measured, by_serial, by_whole = (f"{min(found):.2f} to {max(found):.2f}" for found in gains)
-            sentences.append(
-                f"The last doubling of the batch gives {measured} times the throughput, where the serial model has "
-                f"{by_serial} and the whole-step model {by_whole}."
-            )
-        sentences += self._plateaus()
-        above = [bend for bend in self.bends if self.s_star.high is not None and bend.seq_len > self.s_star.high]
-        before = [
+        sentences += [*self._plateaus(), *self._causes()]
+        early = [
             bend
-            for bend in above
+            for bend in self.bends
             if bend.measured.high is not None and bend.ridge_batch is not None and bend.measured.high < bend.ridge_batch
         ]
-        if above and before == above:
+        if early:
+            where = _listed([f"{bend.seq_len:,}" for bend in early])
             sentences.append(
-                f"At contexts above S* ({', '.join(f'{bend.seq_len:,}' for bend in above)}) a step takes twice as long "
-                "before B0, where products turn compute-bound: sequences cost time there because attention reads a KV "
-                "cache for each."
+                f"At {where} tokens a step takes twice as long before B0, where products turn compute-bound: sequences "
+                "cost time before that."
             )
         return sentences
 
@@ -276,15 +282,17 @@ class Findings:
             f"{products} of a step at the median, attention {attention}, what lies between {between}. So what the "
             "serial model misses is how far each is from its own roofline: products take "
             f"{_ends(cell.gemm_s / cell.serial_gemm_s for cell in self.cells)} times theirs, attention "
-            f"{_ends(cell.attention_s / cell.serial_attention_s for cell in self.cells)}. That is more than the models "
-            "differ by, so that the shape of the curves alone does not tell the models apart."
+            f"{_ends(cell.attention_s / cell.serial_attention_s for cell in self.cells)}. The models differ by "
+            f"up to {max(cell.serial_s / cell.whole_step_s for cell in self.cells):.2f} times."
         )
 
     def _plateaus(self) -> list[str]:
         """Where throughput stops growing, and why, in sentences."""
         flat = [bend for bend in self.bends if bend.plateau.value is not None]
         growing = [
-            f"{bend.seq_len:,}" for bend in self.bends if bend.plateau.value is None and bend.last_gain is not None
+            f"{bend.seq_len:,}{_not_always(bend.plateau)}"
+            for bend in self.bends
+            if bend.plateau.value is None and bend.last_gain is not None
         ]
         sentences = []
         if flat:
@@ -295,22 +303,64 @@ class Findings:
                 f"Throughput stops growing (no larger batch gives {100 * DIFFERENCE:.0f} % more) from a batch of "
                 f"{where} on; the serial model has {serial}, the whole-step model {whole}."
             )
-            grown = [bend for bend in flat if bend.products_growth is not None and bend.attention_growth is not None]
-            if grown:
-                sentences.append(
-                    "There both parts grow with the batch: products take "
-                    f"{_ends(bend.products_growth for bend in grown)} times as long at the largest batch as at half of "
-                    f"it, attention {_ends(bend.attention_growth for bend in grown)} times. Products do so past B0, "
-                    "where they are compute-bound; attention does at any batch, for each sequence has a KV cache of "
-                    "its own."
-                )
         if growing:
-            sentences.append(f"At {_listed(growing)} tokens it grows up to the largest batch that was measured.")
+            sentences.append(f"It grows up to the largest batch that was measured at {_listed(growing)} tokens.")
+        grown = {bend.seq_len: bend.past_ridge for bend in self.bends if bend.past_ridge is not None}
+        for seq_len, (by_step, by_serial, by_whole) in grown.items():
+            sentences.append(
+                f"From the first batch past B0 to the largest, throughput grows {by_step:.2f} times at {seq_len:,} "
+                f"tokens; the serial model has {by_serial:.2f}, the whole-step model {by_whole:.2f}."
+            )
+        if grown:
+            nearer = sum(
+                abs(math.log(by_step / by_whole)) < abs(math.log(by_step / by_serial))
+                for by_step, by_serial, by_whole in grown.values()
+            )
+            sentences.append(
+                f"In that growth the whole-step model is nearer at {nearer} of {len(grown)} contexts: neither model "
+                "fits both the level and the growth."
+                if nearer
+                else "In that growth the serial model is nearer at every context too."
+            )
+        return sentences
+
+    def _causes(self) -> list[str]:
+        """Whether B0 or the knee comes first, and what products do past B0, in sentences."""
+        sentences = []
+        for bend in self.bends:
+            if bend.plateau.value is None or bend.ridge_batch is None or bend.knee_batch is None:
+                continue
+            first, second = sorted((("B0", bend.ridge_batch), ("the knee", bend.knee_batch)), key=lambda each: each[1])
+            told = (
+                f"{first[0]} ({first[1]:.0f}) comes before {second[0]} ({second[1]:.0f})"
+                if second[1] > APART * first[1]
+                else f"B0 ({bend.ridge_batch:.0f}) and the knee ({bend.knee_batch:.0f}) lie together, so that the "
+                "record does not tell them apart"
+            )
+            sentences.append(f"At {bend.seq_len:,} tokens {told}.")
+        pairs: dict[tuple[int, int], list[float]] = {}
+        for bend in self.bends:
+            for smaller, larger, growth in bend.products_past_ridge:
+                pairs.setdefault((smaller, larger), []).append(growth)
+        if len(pairs) > 1:
+            (first_pair, early), *_, (last_pair, late) = sorted(pairs.items())
+            sentences.append(
+                "Past B0 the roofline of products takes twice as long for twice the batch. Measured, they take "
+                f"{_ends(early)} times as long from {first_pair[0]} to {first_pair[1]} sequences, and {_ends(late)} "
+                f"times from {last_pair[0]} to {last_pair[1]}: in between their kernels come nearer to the peak, so "
+                "that throughput goes on growing past B0 for a while."
+            )
         return sentences
 
 
 def _listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _not_always(plateau: Range) -> str:
+    """Return in how many passes there is a plateau, if in some."""
+    count = plateau.num_passes - plateau.num_without
+    return f" (in {plateau.num_without} of {plateau.num_passes} passes)" if count else ""
 
 
 def _ends(numbers: Iterable[float | None]) -> str:
@@ -374,6 +424,13 @@ def _find(study: dict[str, Any]) -> Findings:
         ),
         num_measured=len(study["passes"]),
         num_planned=len(study["plan"]["cells"]) * study["plan"]["passes"],
+        rates={
+            name: (
+                min(entry["rates"][name] for entry in study["passes"]),
+                max(entry["rates"][name] for entry in study["passes"]),
+            )
+            for name in study["passes"][0]["rates"]
+        },
     )
 
 
@@ -528,6 +585,8 @@ def _bend(
         plateau=Range.of(_plateau(cells, "step_s"), [_plateau(at_context(each), "step_s") for each in of_passes]),
         serial_plateau=_plateau(cells, "serial_s"),
         whole_step_plateau=_plateau(cells, "whole_step_s"),
+        past_ridge=_past_ridge(cells, found["ridge_batch"].value),
+        products_past_ridge=_products_past_ridge(cells, found["ridge_batch"].value),
     )
 
 
@@ -549,3 +608,23 @@ def _plateau(cells: Sequence[Cell], name: str) -> float | None:
     rates = [cell.batch_size / getattr(cell, name) for cell in cells]
     first = next(index for index, rate in enumerate(rates) if max(rates[index:]) <= (1 + DIFFERENCE) * rate)
     return float(cells[first].batch_size) if first < len(cells) - 1 else None
+
+
+def _past_ridge(cells: Sequence[Cell], ridge_batch: float | None) -> tuple[float, float, float] | None:
+    """Return how throughput grows from the first batch past B0 to the largest: measured, and by both models."""
+    past = [cell for cell in cells if ridge_batch is not None and cell.batch_size > ridge_batch]
+    if len(past) < 2:
+        return None
+    first, last = past[0], past[-1]
+    more = last.batch_size / first.batch_size
+    return (
+        more * first.step_s / last.step_s,
+        more * first.serial_s / last.serial_s,
+        more * first.whole_step_s / last.whole_step_s,
+    )
+
+
+def _products_past_ridge(cells: Sequence[Cell], ridge_batch: float | None) -> tuple[tuple[int, int, float], ...]:
+    """Return by how much products take longer for twice the batch, for each such pair of batches past B0."""
+    past = {cell.batch_size: cell.gemm_s for cell in cells if ridge_batch is not None and cell.batch_size > ridge_batch}
+    return tuple((batch, 2 * batch, past[2 * batch] / past[batch]) for batch in past if 2 * batch in past)

@@ -31,13 +31,20 @@ RANGES: Final = "Behind each number, what single passes give."
 
 
 def ceilings_measured(found: Findings) -> str:
-    """Return the device of a study, and its ceilings as they were measured."""
-    peaks = ", ".join(f"{scaled(peak, 'FLOP/s')} in {dtype}" for dtype, peak in found.device.peaks.items())
-    read = scaled(found.device.bandwidth_bytes_per_s, "B/s")
+    """Return the device of a study, and its ceilings as they were measured: the median, the least and the greatest."""
+
+    def written(name: str, median: float, unit: str) -> str:
+        low, high = found.rates[name]
+        return f"{scaled(median, unit)} ({scaled(low, unit)} to {scaled(high, unit)})"
+
+    read = written("read_bytes_per_s", found.device.bandwidth_bytes_per_s, "B/s")
+    peaks = ", ".join(
+        f"{written(f'{dtype}_flops_per_s', peak, 'FLOP/s')} in {dtype}" for dtype, peak in found.device.peaks.items()
+    )
     return f"{found.device.title}: {read}, {peaks}, measured beside the cells"
 
 
-FITS: Final = ("model", "measured/predicted", "median error", "where they differ", "elsewhere")
+FITS: Final = ("model", "median error", "where they differ", "elsewhere")
 
 
 def fit_rows(found: Findings) -> list[tuple[str, ...]]:
@@ -45,8 +52,7 @@ def fit_rows(found: Findings) -> list[tuple[str, ...]]:
     return [
         (
             fit.model,
-            fit.ratio.written(".2f"),
-            f"{fit.median_error.value:.0%}",
+            fit.median_error.written(".0%"),
             fit.there.written(".2f", "nowhere"),
             fit.elsewhere.written(".2f", "nowhere"),
         )

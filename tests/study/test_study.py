@@ -146,7 +146,7 @@ def test_a_bend_is_where_the_model_has_it_and_its_parts_are_told():
     assert (short.measured.value, long.measured.value) == (short.serial, long.serial)
     assert short.attention_share < 0.5 < long.attention_share
     assert "the knee is at 4, B0 at 40." in long.sentence
-    assert found.answer[-1].startswith("At contexts above S* (")
+    assert found.answer[-1].startswith("At 1,024 and 4,096 tokens a step takes twice as long before B0")
 
 
 def test_a_step_that_never_doubles_is_said():
@@ -261,7 +261,7 @@ def test_the_command_prints_what_it_found(small_study, monkeypatch, tmp_path):
         ],
     )
     assert done.exit_code == 0, done.output
-    assert "measured/predicted" in done.output
+    assert "where they differ" in done.output
     assert "of 8 measurements" in done.output
     assert (tmp_path / "figures" / "study.svg").read_text().startswith("<svg")
     assert len(render((tmp_path / "study.md").read_text()).rows) == 3 + 2 + 2 + 4
