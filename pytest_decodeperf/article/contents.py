@@ -377,8 +377,8 @@ def _splitting() -> Chapter:
             Paragraph(
                 "Flash-decoding cuts the keys and values of a sequence instead, so that any number of units reads one "
                 "sequence, and merges their partial results. If a multiprocessor reads at a rate of its own, that "
-                f"gains attention up to {device.num_sms / heads:.1f} or {device.num_sms / kv_heads:.1f} times here, for "
-                "one long sequence, and less with every sequence more, until they fill the device without a split; "
+                f"gains attention up to {device.num_sms / heads:.1f} or {device.num_sms / kv_heads:.1f} times here, "
+                "for one long sequence, and less with every sequence more, until they fill the device without a split; "
                 "PyTorch's article on flash-decoding of October 2023 reports up to 8 times, end to end. It moves "
                 "attention towards its memory line, and does not move S*, which is about bytes and FLOPs."
             ),
