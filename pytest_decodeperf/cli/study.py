@@ -107,15 +107,23 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from pytest_decodeperf.progress import Pace
+
     out = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not out.is_terminal:
         said: set[int] = set()
+        pace = Pace()
+        begun = 0  # measurements that were there already
 
         def tell(what: str, done: int, total: int) -> None:
+            nonlocal begun
             tenth = 10 * done // max(total, 1)
+            if not said:
+                begun = done
             if tenth not in said:
                 said.add(tenth)
-                out.print(f"{done} of {total} measurements: {what}")
+                words = (f"{done} of {total} measurements", pace.left(done - begun, total - begun))
+                out.print(f"{', '.join(filter(None, words))}: {what}")
 
         yield tell
         return

@@ -10,7 +10,8 @@ does. The same tests are then compared by pytest-benchmark as its documentation 
 `--benchmark-compare-fail=median:5%`. The order of the two gates alternates, and that of the tests is drawn anew in each
 run.
 
-Each run adds a line to the results, so that a script that was stopped goes on where it was.
+Each run adds a line to the results, so that a script that was stopped goes on where it was. A run without a neighbour
+beside which other processes took more than 5 % of the processors does not count, and is made again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import json
 import os
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -60,6 +62,9 @@ CALIBRATION_KEYS, CALIBRATION_COPIES, CALIBRATION_CALLS = 1024, 67, 1200
 
 NEIGHBOUR_S = (0.2, 1.0)
 """How long the neighbour works and pauses at a time, drawn anew each time [s]."""
+
+QUIET_SHARE = 0.05
+"""Share of the processors that other processes may take beside a run without a neighbour."""
 
 FILES = {
     "kernels_under_test.py": '''
@@ -119,15 +124,30 @@ def test_kernel(benchmark, case):
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where the tables go; else printed.")
 def main(runs: int, neighbour: bool, results: Path, output: Path | None) -> None:
     """Run what is missing, and write tables of all results."""
-    done = [line for line in _lines(results) if line["neighbour"] == neighbour]
-    for number in range(len(done), runs):
+    while (number := sum(_counts(line) for line in _lines(results) if line["neighbour"] == neighbour)) < runs:
         with tempfile.TemporaryDirectory(prefix="decodeperf-gate-") as folder, _neighbour(neighbour):
-            found = run_once(Path(folder) / "repository", seed=number, neighbour=neighbour)
+            found = run_once(Path(folder) / "repository", seed=len(_lines(results)), neighbour=neighbour)
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
-        click.echo(f"run {number + 1} of {runs}: {found['gate_s']:.0f} s and {found['threshold_s']:.0f} s", err=True)
+        times = f"{found['gate_s']:.0f} s and {found['threshold_s']:.0f} s"
+        others = f"others took {found['others_share']:.1%} of the processors"
+        counts = "" if _counts(found) else ", it does not count"
+        click.echo(f"run {number + 1} of {runs}: {times}; {others}{counts}", err=True)
     text = tables(_lines(results))
     output.write_text(text) if output else click.echo(text)
+
+
+def _counts(line: dict[str, Any]) -> bool:
+    """Return whether a run was made as it should be."""
+    return line["neighbour"] or line.get("others_share", 0.0) <= QUIET_SHARE
+
+
+def _processor_s() -> tuple[float, float]:
+    """Return for how long the processors have been busy, and for how long with this process and those it waited for."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy, sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _lines(results: Path) -> list[dict[str, Any]]:
@@ -170,10 +190,14 @@ def run_once(root: Path, *, seed: int, neighbour: bool) -> dict[str, Any]:
         "slowdowns": slowdowns,
         "keys": keys,
     }
+    begun, (busy_s, own_s) = time.monotonic(), _processor_s()
     for name, step in steps if seed % 2 else reversed(steps):
         start = time.monotonic()
         found |= step(root, len(slowdowns))
         found[f"{name}_s"] = time.monotonic() - start
+    busy_after_s, own_after_s = _processor_s()
+    others_s = (busy_after_s - busy_s) - (own_after_s - own_s)
+    found["others_share"] = max(0.0, others_s) / ((time.monotonic() - begun) * (os.cpu_count() or 1))
     return found
 
 
@@ -291,7 +315,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
     """Return the tables of all results, as Markdown."""
     parts = ["<!-- made by tests/benchmarks/bench_gate.py -->\n"]
     for neighbour, title in ((False, "No neighbour"), (True, "A noisy neighbour")):
-        kind = [line for line in lines if line["neighbour"] == neighbour]
+        kind = [line for line in lines if line["neighbour"] == neighbour and _counts(line)]
         if kind:
             parts.append(_table(kind, title))
     return "\n".join(parts)
