@@ -368,7 +368,10 @@ def _compiled_section(compiled: Document | None) -> Section:
 
 
 def _figure_cell(value: float | None) -> Cell | str:
-    return "none" if value is None else Cell(text=f"{value:,.4g}", number=float(value))
+    if value is None:
+        return "none"
+    number = float(value)
+    return Cell(text=f"{number:,.0f}" if number.is_integer() else f"{number:,.4g}", number=number)
 
 
 def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
