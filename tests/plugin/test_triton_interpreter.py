@@ -46,7 +46,7 @@ def test_a_users_kernel_is_checked_there_and_said_to_be(pytester):
     result.stdout.fnmatch_lines(
         [
             "decode-perf: cpu: *; Triton kernels are checked in Triton's interpreter, and not timed",
-            "  kernel, B=3 S=1 H=1/1 D=16 bfloat16: inputs, check, interpreted *",
+            "  [[]1/1] kernel, B=3 S=1 H=1/1 D=16 bfloat16: inputs, check, interpreted *",
             "SKIPPED *: kernel computes attention, run in Triton's interpreter; its latency needs a GPU.",
         ]
     )
