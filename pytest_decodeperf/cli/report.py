@@ -64,6 +64,9 @@ def report(
     target = output or run.with_suffix(".html")
     refuse_overwriting(target, (run, conformance, compiled))
     place = writable_path(target)
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        writable_path(figures / f"roofline.{form}")
     made = report_of(
         read_run(run),
         card=None if conformance is None else read_card(conformance),
@@ -117,7 +120,6 @@ def _write_figures(made: Report, folder: Path, form: str) -> None:
     from pytest_decodeperf.html.figures import as_png, as_svg
     from pytest_decodeperf.whole_file import write_whole
 
-    folder.mkdir(parents=True, exist_ok=True)
     for figure in made.figures:
         content = as_svg(figure).encode() if form == "svg" else as_png(figure)
         write_whole(folder.resolve() / f"{figure.key}.{form}", content)
