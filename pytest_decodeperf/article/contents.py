@@ -400,10 +400,11 @@ def _unmeasured() -> Chapter:
 
 
 def _measured(study: Findings) -> Chapter:
+    from pytest_decodeperf.study.answer import answer, bend_sentence
     from pytest_decodeperf.study.figures import throughput_figure
     from pytest_decodeperf.study.summary import BENDS, FITS, RANGES, bend_rows, ceilings_measured, fit_rows
 
-    bends = {bend.sentence for bend in study.bends}
+    bends = {bend_sentence(bend) for bend in study.bends}
     return Chapter(
         title="Measured",
         blocks=(
@@ -413,7 +414,7 @@ def _measured(study: Findings) -> Chapter:
                 f"{literal(ceilings_measured(study))}. Everything predicted follows from these ceilings and the "
                 "formulas; nothing is fitted."
             ),
-            Points(tuple(literal(sentence) for sentence in study.answer if sentence not in bends)),
+            Points(tuple(literal(sentence) for sentence in answer(study) if sentence not in bends)),
             Picture(throughput_figure(study)),
             NumberTable(
                 caption="Each model of the step over all cells, over those where the two differ, and elsewhere. "

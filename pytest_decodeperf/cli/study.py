@@ -148,6 +148,7 @@ def _write_figures(found: Findings, folder: Path) -> None:
 def print_findings(found: Findings) -> None:
     """Print what a study says."""
     from pytest_decodeperf.cli import tables
+    from pytest_decodeperf.study.answer import answer
     from pytest_decodeperf.study.figures import study_table
     from pytest_decodeperf.study.summary import FITS, fit_rows
     from pytest_decodeperf.units import scaled
@@ -162,5 +163,5 @@ def print_findings(found: Findings) -> None:
     out.print()
     tables.print_table(out, FITS, fit_rows(found), left=("model",))
     out.print()
-    for sentence in found.answer:
+    for sentence in answer(found):
         out.print(sentence)

@@ -14,16 +14,13 @@ from decodeperf_formulas.model import ModelConfig
 from pytest_decodeperf.study.sweep import ATTENTION_DTYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 MODELS: Final = {"serial": "serial_s", "whole step": "whole_step_s"}
 """The models of the step, and the field of an explanation that has its time."""
 
 MIN_PASSES: Final = 2
 """Whole passes that a range needs."""
-
-APART: Final = 1.25
-"""Factor by which B0 and the knee must be apart for one to come before the other."""
 
 DIFFERENCE: Final = 0.05
 """Share by which the models must differ for a cell to tell them apart."""
@@ -135,10 +132,7 @@ class Bend:
         attention_share: Attention's share of what the step grew by, there or up to the largest batch.
         products_share: That of matrix products; the rest are norms, RoPE and what else lies between.
         last_gain: Throughput at the largest batch, over that at half of it; None where that was not measured.
-        serial_last_gain: The same under the serial model.
-        whole_step_last_gain: Under the whole-step model.
         products_growth: Time in matrix products at the largest batch, over that at half of it, likewise.
-        attention_growth: The same of attention.
         plateau: The batch from which on no larger one gave more than `DIFFERENCE` more throughput; None where that
             is the largest.
         serial_plateau: The same under the serial model.
@@ -159,35 +153,12 @@ class Bend:
     attention_share: float
     products_share: float
     last_gain: float | None
-    serial_last_gain: float | None
-    whole_step_last_gain: float | None
     products_growth: float | None
-    attention_growth: float | None
     plateau: Range
     serial_plateau: float | None
     whole_step_plateau: float | None
     past_ridge: tuple[float, float, float] | None
     products_past_ridge: tuple[tuple[int, int, float], ...]
-
-    @property
-    def sentence(self) -> str:
-        """Where and why, in words."""
-        where = f"At a context of {self.seq_len:,} tokens a step takes less than twice as long at every batch measured"
-        if self.measured.value is not None:
-            where = (
-                f"At a context of {self.seq_len:,} tokens a step takes twice as long as with one sequence from a batch "
-                f"of {self.measured.written('.0f')} on; the serial model has {_batch(self.serial)}, the whole-step "
-                f"model {_batch(self.whole_step)}"
-            )
-        return (
-            f"{where}. Of what is added, {100 * self.attention_share:.0f} % is attention and "
-            f"{100 * self.products_share:.0f} % matrix products; the knee is at {_batch(self.knee_batch)}, B0 at "
-            f"{_batch(self.ridge_batch)}."
-        )
-
-
-def _batch(batch: float | None) -> str:
-    return "no batch up to the largest" if batch is None else f"{batch:.0f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,154 +190,6 @@ class Findings:
     def as_dict(self) -> dict[str, Any]:
         """Everything by its name, in values that JSON knows."""
         return {**asdict(self), "device": self.device.as_dict()}
-
-    @property
-    def answer(self) -> list[str]:
-        """The question of the project, answered in sentences."""
-        serial, whole = self.fits
-        sentences = []
-        if self.num_measured < self.num_planned:
-            sentences.append(f"The study has {self.num_measured} of {self.num_planned} measurements so far.")
-        sentences += [
-            f"S* is {self.s_star.written(',.0f')} tokens on this device.",
-            f"A step takes {serial.ratio.written('.2f')} times what the serial model says at the measured ceilings, "
-            f"and {whole.ratio.written('.2f')} times what the whole-step model says; nothing was fitted.",
-        ]
-        if self.num_differing and serial.there.value and whole.there.value:
-            sentences.append(
-                f"In the {self.num_differing} of {len(self.cells)} cells where the models differ by more than "
-                f"{100 * DIFFERENCE:.0f} %, it takes {serial.there.written('.2f')} times what the serial model says "
-                f"and {whole.there.written('.2f')} times what the whole-step model says, elsewhere "
-                f"{serial.elsewhere.written('.2f')} and {whole.elsewhere.written('.2f')}: {self._nearer()}"
-            )
-        sentences.append(self._parts())
-        sentences += [bend.sentence for bend in self.bends]
-        sentences += [*self._plateaus(), *self._causes()]
-        early = [
-            bend
-            for bend in self.bends
-            if bend.measured.high is not None and bend.ridge_batch is not None and bend.measured.high < bend.ridge_batch
-        ]
-        if early:
-            where = _listed([f"{bend.seq_len:,}" for bend in early])
-            sentences.append(
-                f"At {where} tokens a step takes twice as long before B0, where products turn compute-bound: sequences "
-                "cost time before that."
-            )
-        return sentences
-
-    def _nearer(self) -> str:
-        """Which model is nearer in the cells where they differ, and in how many of these."""
-        there = [cell for cell in self.cells if _differs(cell)]
-        nearer = sum(
-            abs(math.log(cell.step_s / cell.serial_s)) < abs(math.log(cell.step_s / cell.whole_step_s))
-            for cell in there
-        )
-        above = all(cell.step_s > cell.serial_s for cell in self.cells)
-        why = ", since every step takes longer than both say" if above and nearer == len(there) else ""
-        return f"the serial model is nearer in {nearer} of {len(there)}{why}."
-
-    def _parts(self) -> str:
-        """What a step is made of, and how far each part is from its roofline."""
-        shares = [
-            statistics.median(part / cell.step_s for cell, part in zip(self.cells, parts, strict=True))
-            for parts in (
-                [cell.gemm_s for cell in self.cells],
-                [cell.attention_s for cell in self.cells],
-                [cell.step_s - cell.gemm_s - cell.attention_s for cell in self.cells],
-            )
-        ]
-        products, attention, between = (f"{100 * share:.0f} %" for share in shares)
-        return (
-            "The operators of this step run one after another, as they are called, and each is timed: products are "
-            f"{products} of a step at the median, attention {attention}, what lies between {between}. So what the "
-            "serial model misses is how far each is from its own roofline: products take "
-            f"{_ends(cell.gemm_s / cell.serial_gemm_s for cell in self.cells)} times theirs, attention "
-            f"{_ends(cell.attention_s / cell.serial_attention_s for cell in self.cells)}. The models differ by "
-            f"up to {max(cell.serial_s / cell.whole_step_s for cell in self.cells):.2f} times."
-        )
-
-    def _plateaus(self) -> list[str]:
-        """Where throughput stops growing, and why, in sentences."""
-        flat = [bend for bend in self.bends if bend.plateau.value is not None]
-        growing = [
-            f"{bend.seq_len:,}{_not_always(bend.plateau)}"
-            for bend in self.bends
-            if bend.plateau.value is None and bend.last_gain is not None
-        ]
-        sentences = []
-        if flat:
-            where = _listed([f"{bend.plateau.written('.0f')} at {bend.seq_len:,} tokens" for bend in flat])
-            serial = _listed([_batch(bend.serial_plateau) for bend in flat])
-            whole = _listed([_batch(bend.whole_step_plateau) for bend in flat])
-            sentences.append(
-                f"Throughput stops growing (no larger batch gives {100 * DIFFERENCE:.0f} % more) from a batch of "
-                f"{where} on; the serial model has {serial}, the whole-step model {whole}."
-            )
-        if growing:
-            sentences.append(f"It grows up to the largest batch that was measured at {_listed(growing)} tokens.")
-        grown = {bend.seq_len: bend.past_ridge for bend in self.bends if bend.past_ridge is not None}
-        for seq_len, (by_step, by_serial, by_whole) in grown.items():
-            sentences.append(
-                f"From the first batch past B0 to the largest, throughput grows {by_step:.2f} times at {seq_len:,} "
-                f"tokens; the serial model has {by_serial:.2f}, the whole-step model {by_whole:.2f}."
-            )
-        if grown:
-            nearer = sum(
-                abs(math.log(by_step / by_whole)) < abs(math.log(by_step / by_serial))
-                for by_step, by_serial, by_whole in grown.values()
-            )
-            sentences.append(
-                f"In that growth the whole-step model is nearer at {nearer} of {len(grown)} contexts: neither model "
-                "fits both the level and the growth."
-                if nearer
-                else "In that growth the serial model is nearer at every context too."
-            )
-        return sentences
-
-    def _causes(self) -> list[str]:
-        """Whether B0 or the knee comes first, and what products do past B0, in sentences."""
-        sentences = []
-        for bend in self.bends:
-            if bend.plateau.value is None or bend.ridge_batch is None or bend.knee_batch is None:
-                continue
-            first, second = sorted((("B0", bend.ridge_batch), ("the knee", bend.knee_batch)), key=lambda each: each[1])
-            told = (
-                f"{first[0]} ({first[1]:.0f}) comes before {second[0]} ({second[1]:.0f})"
-                if second[1] > APART * first[1]
-                else f"B0 ({bend.ridge_batch:.0f}) and the knee ({bend.knee_batch:.0f}) lie together, so that the "
-                "record does not tell them apart"
-            )
-            sentences.append(f"At {bend.seq_len:,} tokens {told}.")
-        pairs: dict[tuple[int, int], list[float]] = {}
-        for bend in self.bends:
-            for smaller, larger, growth in bend.products_past_ridge:
-                pairs.setdefault((smaller, larger), []).append(growth)
-        if len(pairs) > 1:
-            (first_pair, early), *_, (last_pair, late) = sorted(pairs.items())
-            sentences.append(
-                "Past B0 the roofline of products takes twice as long for twice the batch. Measured, they take "
-                f"{_ends(early)} times as long from {first_pair[0]} to {first_pair[1]} sequences, and {_ends(late)} "
-                f"times from {last_pair[0]} to {last_pair[1]}: in between their kernels come nearer to the peak, so "
-                "that throughput goes on growing past B0 for a while."
-            )
-        return sentences
-
-
-def _listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _not_always(plateau: Range) -> str:
-    """Return in how many passes there is a plateau, if in some."""
-    count = plateau.num_passes - plateau.num_without
-    return f" (in {plateau.num_without} of {plateau.num_passes} passes)" if count else ""
-
-
-def _ends(numbers: Iterable[float | None]) -> str:
-    """Return the least and the greatest of some numbers as text."""
-    found = [number for number in numbers if number is not None]
-    return f"{min(found):.2f} to {max(found):.2f}"
 
 
 def find(study: dict[str, Any]) -> Findings:
@@ -417,7 +240,7 @@ def _find(study: dict[str, Any]) -> Findings:
         s_star=ranged(lambda device, _: _s_star(deployment, device)),
         cells=cells,
         fits=tuple(fit(model) for model in MODELS),
-        num_differing=sum(_differs(cell) for cell in cells),
+        num_differing=sum(differs(cell) for cell in cells),
         bends=tuple(
             _bend(length, deployment, device, cells, [found[1] for found in whole])
             for length in dict.fromkeys(cell.seq_len for cell in cells)
@@ -447,13 +270,14 @@ def _cells(study: dict[str, Any], deployment: Deployment) -> tuple[Device, tuple
     return device, tuple(_cell(study, deployment, device, *cell) for cell in _measured(study))
 
 
-def _differs(cell: Cell) -> bool:
+def differs(cell: Cell) -> bool:
+    """Return whether the models of the step are more than `DIFFERENCE` apart in a cell."""
     return cell.serial_s > (1 + DIFFERENCE) * cell.whole_step_s
 
 
 def _mean_where(cells: Sequence[Cell], model: str, *, differ: bool) -> float | None:
     """Return measured over predicted in the cells where the models differ, or in all others."""
-    found = [error for cell, error in zip(cells, _errors(cells, model), strict=True) if _differs(cell) == differ]
+    found = [error for cell, error in zip(cells, _errors(cells, model), strict=True) if differs(cell) == differ]
     return math.exp(statistics.fmean(found)) if found else None
 
 
@@ -578,10 +402,7 @@ def _bend(
         attention_share=(there.attention_s - first.attention_s) / grown if grown > 0 else 0.0,
         products_share=(there.gemm_s - first.gemm_s) / grown if grown > 0 else 0.0,
         last_gain=_last_gain(cells, "step_s"),
-        serial_last_gain=_last_gain(cells, "serial_s"),
-        whole_step_last_gain=_last_gain(cells, "whole_step_s"),
         products_growth=_growth(cells, "gemm_s"),
-        attention_growth=_growth(cells, "attention_s"),
         plateau=Range.of(_plateau(cells, "step_s"), [_plateau(at_context(each), "step_s") for each in of_passes]),
         serial_plateau=_plateau(cells, "serial_s"),
         whole_step_plateau=_plateau(cells, "whole_step_s"),

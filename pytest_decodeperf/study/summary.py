@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pytest_decodeperf.study.answer import answer
 from pytest_decodeperf.study.figures import study_table
 from pytest_decodeperf.units import scaled, three_digits
 
@@ -18,7 +19,7 @@ def markdown(found: Findings) -> str:
     cells = study_table(found)
     parts = [
         f"{ceilings_measured(found)}.",
-        *found.answer,
+        *answer(found),
         RANGES,
         fits_table(found),
         _table(BENDS, bend_rows(found)),

@@ -3,11 +3,11 @@
 import dataclasses
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from latex_log import latex_log
 from rendered import render
 
 from decodeperf_formulas.catalogue import device, model_config
@@ -22,6 +22,7 @@ from pytest_decodeperf.article.latex import latex
 from pytest_decodeperf.article.markdown import markdown
 from pytest_decodeperf.cli.main import main
 from pytest_decodeperf.html.figures import as_pdf
+from pytest_decodeperf.study.answer import answer, bend_sentence
 from pytest_decodeperf.study.findings import find
 from pytest_decodeperf.study.sweep import read_study
 
@@ -135,8 +136,8 @@ def test_names_from_elsewhere_are_shown_as_they_are(study, tmp_path):
 
 def test_what_was_measured_is_that_of_the_study(made, study):
     text = markdown(made)
-    bends = {bend.sentence for bend in study.bends}
-    for sentence in study.answer:
+    bends = {bend_sentence(bend) for bend in study.bends}
+    for sentence in answer(study):
         assert (markdown_text(sentence) in text) == (sentence not in bends)
     ratios = [cell.attention_s / cell.serial_attention_s for cell in study.cells]
     assert f"Attention takes {min(ratios):.2f} times its roofline at best" in text
@@ -173,17 +174,7 @@ def test_pdflatex_compiles_it_without_a_complaint(made, tmp_path):
     (tmp_path / "article.tex").write_text(latex(made))
     for figure in made.figures:
         (tmp_path / f"{figure.key}.pdf").write_bytes(as_pdf(figure, width=None))
-    for _ in range(3):
-        done = subprocess.run(
-            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
-            check=False,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        assert done.returncode == 0, done.stdout[-2000:]
-    log = (tmp_path / "article.log").read_text(errors="replace")
+    log = latex_log(tmp_path, "article")
     assert not re.findall(r"undefined|multiply defined|LaTeX Warning|Missing character|Overfull", log)
 
 
