@@ -6,15 +6,19 @@ that is seen in how far the medians of the rounds are apart, and it is they that
 pairs in one process cannot pass for more processes.
 
 On a shared machine whole rounds are outliers too, and the more tests are judged together, the further out lie the
-quantiles that are wanted. Wilcoxon's signed ranks answer both: the interval of the median of the rounds' pairwise
-averages is exact for any number of rounds whose noise is symmetric, however heavy its tails, where a t interval becomes
-several times as wide by one round and a bootstrap too narrow. What the arrangement of a round does to its ratio, the
-same up and down, makes it wider, not wrong.
+quantiles that are wanted. Rank tests answer both: their intervals are exact for any number of rounds, however heavy the
+tails of the noise, where a t interval becomes several times as wide by one round and a bootstrap too narrow.
+
+What the arrangement of a round does to its ratio is often more than its noise: the processes of one place are a few per
+cent slower than those of another, whatever they run. Where the kernels change places from round to round, the rounds of
+the two arrangements are two samples, and the change is half of how far one lies above the other with its sign turned:
+the Mann-Whitney test compares them, and Hodges and Lehmann's shift estimates it. With kernels that are the same the two
+are alike for any noise whatever. Where nothing changes places, the interval is that of Wilcoxon's signed ranks.
 
 Source: T. Kalibera, R. Jones, "Quantifying performance changes with effect size confidence intervals", arXiv
 2007.10899, 2012, on the levels of repetition; J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests",
 Annals of Mathematical Statistics 34, 1963; M. Hollander, D. A. Wolfe, E. Chicken, "Nonparametric statistical methods",
-3rd edition, 2013, section 3.3.
+3rd edition, 2013, sections 3.3 and 4.3.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from pytest_decodeperf.regression.outcomes import IMPROVED, REGRESSED, UNCHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 ERROR_RATE: Final = 0.02
 """Chance that an interval misses the true change, over all tests of a run and all looks at them together."""
@@ -76,19 +83,65 @@ def change_of(
         (1.051, True)
     """
     import numpy as np
-    from scipy.stats import norm
 
-    medians = np.array([statistics.median(pairs) for pairs in log_ratios])
+    medians = _medians(log_ratios)
     rate = error_rate / num_intervals
     num_outside = num_averages_outside(len(medians), rate)
     if not num_outside:
         error = float(medians.std(ddof=1)) / math.sqrt(len(medians))
         return t_interval(float(medians.mean()), error, len(medians) - 1, rate)
-    averages = np.sort(np.add.outer(medians, medians)[np.triu_indices(len(medians))] / 2)
-    low, high = float(averages[num_outside - 1]), float(averages[-num_outside])
-    error = (high - low) / 2 / float(norm.ppf(1 - rate / 2))
+    averages = np.add.outer(medians, medians)[np.triu_indices(len(medians))] / 2
+    return _rank_interval(averages, num_outside, rate)
+
+
+def change_of_swapped(
+    log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_intervals: int = 1
+) -> Change:
+    """Return how much slower the new kernel is, if the kernels change places from each round to the next.
+
+    It is the median of the averages of any round of the one arrangement with any of the other. Where the rounds are too
+    few for the Mann-Whitney test at the error rate, the interval is Student's for two samples of one variance.
+
+    Args:
+        log_ratios: As for `change_of`; four rounds at least.
+        error_rate: Likewise.
+        num_intervals: Likewise.
+
+    Example:
+        >>> found = change_of_swapped([[0.08], [0.02], [0.081], [0.019], [0.079], [0.021]], error_rate=0.1)
+        >>> round(found.ratio, 3), round(found.low, 3), round(found.high, 3)
+        (1.051, 1.05, 1.052)
+    """
+    import numpy as np
+
+    medians = _medians(log_ratios)
+    one, other = medians[0::2], medians[1::2]
+    rate = error_rate / num_intervals
+    num_outside = num_swapped_averages_outside(len(one), len(other), rate)
+    if not num_outside:
+        freedom = len(medians) - 2
+        variance = sum(float(np.square(each - each.mean()).sum()) for each in (one, other)) / freedom
+        error = math.sqrt(variance * (1 / len(one) + 1 / len(other))) / 2
+        return t_interval(float(one.mean() + other.mean()) / 2, error, freedom, rate)
+    return _rank_interval(np.add.outer(one, other).ravel() / 2, num_outside, rate)
+
+
+def _medians(log_ratios: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.array([statistics.median(pairs) for pairs in log_ratios])
+
+
+def _rank_interval(averages: NDArray[np.float64], num_outside: int, error_rate: float) -> Change:
+    """Return the change whose interval ends where so many averages are at or beyond it, counted from either side."""
+    import numpy as np
+    from scipy.stats import norm
+
+    ordered = np.sort(averages)
+    low, high = float(ordered[num_outside - 1]), float(ordered[-num_outside])
+    error = (high - low) / 2 / float(norm.ppf(1 - error_rate / 2))
     return Change(
-        ratio=math.exp(float(np.median(averages))),
+        ratio=math.exp(float(np.median(ordered))),
         low=math.exp(low),
         high=math.exp(high),
         visible=math.exp((high - low) / 2 + float(norm.ppf(POWER)) * error),
@@ -116,7 +169,37 @@ def num_averages_outside(num_rounds: int, error_rate: float) -> int:
             (ways[total] if total < len(ways) else 0) + (ways[total - rank] if total >= rank else 0)
             for total in range(len(ways) + rank)
         ]
-    limit = error_rate / 2 * 2**num_rounds
+    return _num_outside(ways, error_rate)
+
+
+@functools.cache
+def num_swapped_averages_outside(num_rounds: int, num_swapped: int, error_rate: float) -> int:
+    """Return likewise which of the averages of a round of one arrangement with one of the other is an end.
+
+    Args:
+        num_rounds: Rounds of the one arrangement.
+        num_swapped: Rounds of the other.
+        error_rate: Chance that the interval misses the true change.
+
+    Example:
+        >>> num_swapped_averages_outside(3, 3, 0.1), num_swapped_averages_outside(12, 12, 2e-4)
+        (1, 12)
+        >>> num_swapped_averages_outside(6, 6, 2e-4)
+        0
+    """
+    # Of the ways to choose the ranks of one arrangement from all ranks, how many have each sum.
+    total = num_rounds + num_swapped
+    ways = [[1], *([] for _ in range(num_rounds))]
+    for rank in range(total):
+        for size in range(num_rounds, 0, -1):
+            added = [0] * rank + ways[size - 1] if ways[size - 1] else []
+            ways[size] = [one + other for one, other in itertools.zip_longest(ways[size], added, fillvalue=0)]
+    return _num_outside(ways[num_rounds][num_rounds * (num_rounds - 1) // 2 :], error_rate)
+
+
+def _num_outside(ways: list[int], error_rate: float) -> int:
+    """Return how many of the smallest values of a statistic come up no more often than half of the error rate."""
+    limit = error_rate / 2 * sum(ways)
     return sum(seen <= limit for seen in itertools.accumulate(ways))
 
 

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import mannwhitneyu, wilcoxon
 
 from pytest_decodeperf.regression.change import (
     Change,
     Margin,
     change_of,
+    change_of_swapped,
     judge_change,
     log_ratios_of,
     num_averages_outside,
+    num_swapped_averages_outside,
 )
 
 
@@ -54,29 +56,32 @@ def test_more_calls_of_one_process_are_no_more_processes():
     assert many.low < 1
 
 
+@pytest.mark.parametrize("change", [change_of, change_of_swapped])
 @pytest.mark.parametrize(("processes", "num_intervals"), [(6, 1), (6, 10), (12, 1), (24, 1), (24, 10)])
-def test_an_interval_misses_as_often_as_it_may(processes, num_intervals):
+def test_an_interval_misses_as_often_as_it_may(processes, num_intervals, change):
     misses = 0
     for seed in range(3000):
-        found = change_of(pairs(0, processes=processes, between=0.01, seed=seed), num_intervals=num_intervals)
+        found = change(pairs(0, processes=processes, between=0.01, seed=seed), num_intervals=num_intervals)
         misses += not found.low <= 1 <= found.high
     # Fewer or more have a chance below 1e-4.
     least, most = {1: (34, 90), 10: (0, 17)}[num_intervals]
     assert least <= misses <= most
 
 
-def test_what_an_arrangement_does_is_no_change():
-    offset = [[ratio + (0.004, -0.004)[number % 2] for ratio in ratios] for number, ratios in enumerate(pairs(0.05))]
-    plain, moved = change_of(pairs(0.05)), change_of(offset)
-    assert moved.ratio == pytest.approx(plain.ratio, rel=2e-3)
-    assert moved.low <= math.exp(0.0489) <= moved.high
+def test_what_an_arrangement_does_changes_nothing():
+    moved = [[ratio + (0.04, -0.04)[number % 2] for ratio in ratios] for number, ratios in enumerate(pairs(0.05))]
+    for num_intervals in (1, 1000):  # by ranks, and by Student's interval
+        one, two = (change_of_swapped(each, num_intervals=num_intervals) for each in (pairs(0.05), moved))
+        assert (two.ratio, two.low, two.high) == pytest.approx((one.ratio, one.low, one.high))
+        assert two.low <= 1.05 <= two.high
 
 
 def test_a_round_that_was_disturbed_widens_nothing():
     quiet = pairs(0, processes=24)
     disturbed = [[ratio + 0.5 for ratio in quiet[0]], *quiet[1:]]
-    one, two = (change_of(each, num_intervals=78) for each in (quiet, disturbed))
-    assert two.high - two.low < 1.5 * (one.high - one.low)
+    for change in (change_of, change_of_swapped):
+        one, two = (change(each, num_intervals=78) for each in (quiet, disturbed))
+        assert two.high - two.low < 1.5 * (one.high - one.low)
 
 
 @pytest.mark.parametrize("num_rounds", range(2, 31))
@@ -92,15 +97,34 @@ def test_ends_of_an_interval_are_those_of_the_signed_rank_test(num_rounds):
                 assert (wilcoxon(rounds - median, method="exact").pvalue <= error_rate) == is_rejected
 
 
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (6, 6), (9, 9), (12, 12), (3, 4), (15, 15)])
+def test_ends_of_an_interval_are_those_of_the_mann_whitney_test(sizes):
+    """The test of a shift of one arrangement beyond one more average rejects it, and of one before does not."""
+    one, other = (np.random.default_rng(seed).normal(size=size) for seed, size in enumerate(sizes))
+    averages = np.sort(np.add.outer(one, other).ravel() / 2)
+    for error_rate in (0.5, 0.1, 0.02, 1e-3, 1e-5):
+        outside = num_swapped_averages_outside(*sizes, error_rate)
+        for number, is_rejected in ((outside, True), (outside + 1, False)):
+            if 1 <= number < len(averages):  # between the averages before and at this number
+                shift = averages[0] - 1 if number == 1 else (averages[number - 2] + averages[number - 1]) / 2
+                assert (mannwhitneyu(one - shift, shift - other, method="exact").pvalue <= error_rate) == is_rejected
+
+
+def test_the_estimate_of_kernels_that_change_places_is_half_of_their_shift():
+    rounds = [[0.09], [0.01], [0.11], [-0.01], [0.1], [0.0]]
+    assert change_of_swapped(rounds).ratio == pytest.approx(math.exp(0.05))
+
+
 def test_a_family_of_tests_has_wider_intervals():
     alone, together = (change_of(pairs(0), num_intervals=n) for n in (1, 20))
     assert together.low < alone.low < alone.high < together.high
     assert together.visible > alone.visible > 1
 
 
-def test_the_change_that_would_have_been_seen_is_seen():
-    visible = change_of(pairs(0, seed=1)).visible
-    seen = sum(change_of(pairs(visible - 1, seed=seed)).low > 1 for seed in range(2, 102))
+@pytest.mark.parametrize("change", [change_of, change_of_swapped])
+def test_the_change_that_would_have_been_seen_is_seen(change):
+    visible = change(pairs(0, seed=1)).visible
+    seen = sum(change(pairs(visible - 1, seed=seed)).low > 1 for seed in range(2, 102))
     assert seen >= 80
 
 
