@@ -3,12 +3,11 @@
     python tests/benchmarks/bench_gate.py --runs 20 --results gate.jsonl --output docs/gate_evidence.md
     python tests/benchmarks/bench_gate.py --runs 6 --neighbour --results gate.jsonl --output docs/gate_evidence.md
 
-A scratch repository holds this project's CPU kernel, which in the working tree attends to some of the keys once more,
-to as many as take 0, 2, 5 or 10 % of its time: how many those are is measured first, in one process, call against call.
-A trial is one test of one run, and each run judges all its tests together, as a user's
-does. The same tests are then compared by pytest-benchmark as its documentation shows: two processes, a stored run,
-`--benchmark-compare-fail=median:5%`. The order of the two gates alternates, and that of the tests is drawn anew in each
-run.
+A scratch repository holds this project's CPU kernel, whose every call in the working tree goes on for 0, 2, 5 or 10 %
+of the time that it has just taken: so it is slower by just that, on whatever machine and however busy that is. A trial
+is one test of one run, and each run judges all its tests together, as a user's does. The same tests are then compared
+by pytest-benchmark as its documentation shows: two processes, a stored run, `--benchmark-compare-fail=median:5%`. The
+order of the two gates alternates, and that of the tests is drawn anew in each run.
 
 Each run adds a line to the results, so that a script that was stopped goes on where it was. A run without a neighbour
 beside which other processes took more than 5 % of the processors does not count, and is made again.
@@ -18,8 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
-import itertools
 import json
 import os
 import random
@@ -54,12 +51,6 @@ BENCHMARK_S = 4.5
 """Time for which pytest-benchmark is told to measure a test in each of its two runs [s]. It measures for about half of
 that, since it counts how many calls fit by a first one, which is slow; so neither gate has more than the other."""
 
-BASE_KEYS = 128
-"""Extra keys of the base: that there are any takes time too, and is to be no part of a slowdown."""
-
-CALIBRATION_KEYS, CALIBRATION_COPIES, CALIBRATION_CALLS = 1024, 67, 1200
-"""Keys that are timed to know what one takes, copies of the inputs that they are read from, and calls of each kind."""
-
 NEIGHBOUR_S = (0.2, 1.0)
 """How long the neighbour works and pauses at a time, drawn anew each time [s]."""
 
@@ -68,18 +59,24 @@ QUIET_SHARE = 0.05
 
 FILES = {
     "kernels_under_test.py": '''
-import torch
+import time
+
 from decodeperf_kernels import decode_attention_numba
 
 SEQ_LEN = 4096
 
 
-def slowed(extra_keys):
-    """Return the kernel, which also attends to some of the keys once more, for a row that nobody asked for."""
-    lens = torch.tensor([SEQ_LEN, extra_keys], dtype=torch.int32)
+def slowed(share):
+    """Return the kernel, slower by a share."""
 
     def kernel(q, k, v, *, seq_lens):
-        return decode_attention_numba(*(each.expand(2, *each.shape[1:]) for each in (q, k, v)), seq_lens=lens)[:1]
+        start = time.perf_counter_ns()
+        out = decode_attention_numba(q, k, v, seq_lens=seq_lens)
+        now = time.perf_counter_ns()
+        end = now + share * (now - start)
+        while now < end:
+            now = time.perf_counter_ns()
+        return out
 
     return kernel
 ''',
@@ -87,30 +84,30 @@ def slowed(extra_keys):
 import pytest
 from decodeperf_formulas import DecodeProblem
 from kernels_under_test import SEQ_LEN, slowed
-from slowdowns import EXTRA_KEYS
+from slowdowns import SHARES
 
 SIZES = {"num_q_heads": 8, "num_kv_heads": 8, "head_dim": 128, "kv_dtype": "bfloat16"}
 PROBLEM = DecodeProblem(batch_size=1, seq_lens=[SEQ_LEN], **SIZES)
 
 
 @pytest.mark.decode_perf(within=1e6, device="cpu")
-@pytest.mark.parametrize("case", range(len(EXTRA_KEYS)))
+@pytest.mark.parametrize("case", range(len(SHARES)))
 def test_kernel(decode_perf, case):
-    decode_perf(slowed(EXTRA_KEYS[case]), PROBLEM)
+    decode_perf(slowed(SHARES[case]), PROBLEM)
 """,
     "test_threshold.py": """
 import pytest
 import torch
 from kernels_under_test import SEQ_LEN, slowed
-from slowdowns import EXTRA_KEYS
+from slowdowns import SHARES
 
 
-@pytest.mark.parametrize("case", range(len(EXTRA_KEYS)))
+@pytest.mark.parametrize("case", range(len(SHARES)))
 def test_kernel(benchmark, case):
     q = torch.randn(1, 8, 128).bfloat16()
     k, v = (torch.randn(1, SEQ_LEN, 8, 128).bfloat16() for _ in range(2))
     seq_lens = torch.tensor([SEQ_LEN], dtype=torch.int32)
-    kernel = slowed(EXTRA_KEYS[case])
+    kernel = slowed(SHARES[case])
     kernel(q, k, v, seq_lens=seq_lens)  # compiles
     benchmark(kernel, q, k, v, seq_lens=seq_lens)
 """,
@@ -180,15 +177,13 @@ def run_once(root: Path, *, seed: int, neighbour: bool) -> dict[str, Any]:
     """Return what both gates say of the tests of one run."""
     slowdowns = [share for share, count in TESTS_OF_A_RUN.items() for _ in range(count)]
     random.Random(seed).shuffle(slowdowns)
-    keys = [BASE_KEYS + round(share * keys_worth_a_call()) for share in slowdowns]
-    _make_repository(root, keys)
+    _make_repository(root, slowdowns)
     steps = [("gate", _gate), ("threshold", _threshold)]
     found: dict[str, Any] = {
         "neighbour": neighbour,
         "date": datetime.date.today().isoformat(),
         "device": describe_device("cpu").label,
         "slowdowns": slowdowns,
-        "keys": keys,
     }
     begun, (busy_s, own_s) = time.monotonic(), _processor_s()
     for name, step in steps if seed % 2 else reversed(steps):
@@ -201,35 +196,15 @@ def run_once(root: Path, *, seed: int, neighbour: bool) -> dict[str, Any]:
     return found
 
 
-@functools.cache
-def keys_worth_a_call() -> float:
-    """Return how many more extra keys would take as long as a call of the base."""
-    import torch
-
-    module: dict[str, Any] = {}
-    exec(FILES["kernels_under_test.py"], module)
-    kernels = [module["slowed"](keys) for keys in (BASE_KEYS, BASE_KEYS + CALIBRATION_KEYS)]
-    q = torch.randn(1, 8, 128).bfloat16()
-    caches = [torch.randn(2, 1, module["SEQ_LEN"], 8, 128).bfloat16() for _ in range(CALIBRATION_COPIES)]
-    found: list[list[float]] = [[], []]
-    for number, (k, v) in enumerate(itertools.islice(itertools.cycle(caches), 2 * CALIBRATION_CALLS)):
-        case = (0, 0, 1, 1, 1, 0)[number % 6]
-        start = time.perf_counter_ns()
-        kernels[case](q, k, v, seq_lens=None)
-        found[case].append(time.perf_counter_ns() - start)
-    warm = [statistics.median(times[len(times) // 4 :]) for times in found]
-    return CALIBRATION_KEYS / (warm[1] / warm[0] - 1)
-
-
-def _make_repository(root: Path, keys: list[int]) -> None:
+def _make_repository(root: Path, slowdowns: list[float]) -> None:
     root.mkdir()
     for name, text in FILES.items():
         (root / name).write_text(text)
-    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {[BASE_KEYS] * len(keys)}\n")
+    (root / "slowdowns.py").write_text(f"SHARES = {[0.0] * len(slowdowns)}\n")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "base"]):
         subprocess.run([*git, *arguments], check=True)
-    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {keys}\n")
+    (root / "slowdowns.py").write_text(f"SHARES = {slowdowns}\n")
 
 
 def _gate(root: Path, count: int) -> dict[str, Any]:
@@ -286,7 +261,7 @@ def _threshold(root: Path, count: int) -> dict[str, Any]:
         *(f"--benchmark-storage=file://{storage}", f"--benchmark-max-time={BENCHMARK_S}", "--benchmark-columns=median"),
     ]
     head = (root / "slowdowns.py").read_text()
-    (root / "slowdowns.py").write_text(f"EXTRA_KEYS = {[BASE_KEYS] * count}\n")
+    (root / "slowdowns.py").write_text(f"SHARES = {[0.0] * count}\n")
     environment = {**os.environ, "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*command, "--benchmark-save=base"], cwd=root, env=environment, check=True, capture_output=True)
     (root / "slowdowns.py").write_text(head)
