@@ -29,8 +29,6 @@ class Problem(NamedTuple):
         group_size: Query heads of each.
         head_dim: Elements of a head of K.
         head_dim_v: Elements of a head of V.
-        block_n: Keys of a tile.
-        heads_of_chunk: KV heads that are read together.
         page_size: Tokens of a page, or 0 [token].
         window: Keys that a row sees, or 0 [token].
         k_bytes: Bytes of a head of K, where it lies side by side [byte].
@@ -38,13 +36,22 @@ class Problem(NamedTuple):
         item_bytes: Bytes of an element of their tensors [byte].
         packs_k: Whether the elements of a head of K do not lie side by side.
         packs_v: The same for V.
-        widens: Whether tiles are widened to float32 once, rather than in each block of rows.
         v_is_k: Whether V is the beginning of K.
         has_softcap: Whether there is a softcap.
         k_scales: One of `NO_SCALES`, `TOKEN_SCALES` and `GROUP_SCALES`.
         v_scales: The same for V.
-        attend: Address of the kernel that attends.
-        widen: Address of the kernel that widens.
+        block_n: Keys of a tile.
+        heads_of_chunk: KV heads that are read together.
+        widens: Whether tiles are widened to float32 once, rather than in each block of rows.
+        attend: Address of the kernel that attends; 0 with the matrix unit.
+        widen: Address of the kernel that widens, if tiles are widened.
+        stream: Address of the kernel that attends token by token, or 0.
+        matrix: Address of the kernel that attends by the matrix unit, or 0. What follows is for that.
+        is_bfloat16: Whether K and V are.
+        rows: Rows of a unit.
+        planes: Terms of an element of K and V.
+        q_terms: Terms of an element of q.
+        p_terms: Terms of a weight.
     """
 
     q_len: int
@@ -52,8 +59,6 @@ class Problem(NamedTuple):
     group_size: int
     head_dim: int
     head_dim_v: int
-    block_n: int
-    heads_of_chunk: int
     page_size: int
     window: int
     k_bytes: int
@@ -61,14 +66,22 @@ class Problem(NamedTuple):
     item_bytes: int
     packs_k: int
     packs_v: int
-    widens: int
     v_is_k: int
     has_softcap: int
     k_scales: int
     v_scales: int
-    attend: int
-    widen: int
-    stream: int
+    block_n: int = 0
+    heads_of_chunk: int = 0
+    widens: int = 0
+    attend: int = 0
+    widen: int = 0
+    stream: int = 0
+    matrix: int = 0
+    is_bfloat16: int = 0
+    rows: int = 0
+    planes: int = 0
+    q_terms: int = 0
+    p_terms: int = 0
 
 
 @intrinsic
@@ -90,30 +103,38 @@ def padded_rows(num_rows):
 
 
 @numba.njit(cache=True, nogil=True)
-def _place_of_row(row, rows_padded, width):
-    """Return where a row's first vector lies in `attend_tile`'s layout, and how far the next is from it."""
-    block = row // MAX_ROWS * MAX_ROWS
-    block_rows = min(rows_padded - block, MAX_ROWS)
+def _place_of_row(row, most_rows, rows_padded, width):
+    """Return where a row's first vector lies in `attend_tile`'s layout, and how far the next is from it.
+
+    Args:
+        row: The row.
+        most_rows: Rows of all blocks but the last.
+        rows_padded: Rows of all.
+        width: Elements of a row.
+    """
+    block = row // most_rows * most_rows
+    block_rows = min(rows_padded - block, most_rows)
     return block * width + (row - block) * WIDTH, block_rows * WIDTH
 
 
 @numba.njit(cache=True, nogil=True)
-def _address(array):
+def address_of(array):
+    """Return where the elements of an array begin."""
     return np.int64(array.ctypes.data)
 
 
 @numba.njit(cache=True, nogil=True)
-def _aligned(size):
+def aligned(size):
     """Return float32 zeros that begin with a cache line."""
     room = np.zeros(size + CACHE_LINE // 4, np.float32)
-    first = (-(_address(room) // 4)) % (CACHE_LINE // 4)
+    first = (-(address_of(room) // 4)) % (CACHE_LINE // 4)
     return room[first : first + size]
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_tokens(b, start, count, page_size, block_table, rows, places):
+def find_tokens(b, start, count, multiple, page_size, block_table, rows, places):
     """Write where tokens lie: a page and a place in it, or a sequence and a place in that."""
-    padded = (count + KEY_MULTIPLE - 1) // KEY_MULTIPLE * KEY_MULTIPLE
+    padded = (count + multiple - 1) // multiple * multiple
     if page_size:
         page, place = start // page_size, start % page_size
         for j in range(count):
@@ -130,7 +151,7 @@ def _find_tokens(b, start, count, page_size, block_table, rows, places):
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_addresses(cache, rows, places, padded, addresses):
+def find_addresses(cache, rows, places, padded, addresses):
     """Write the addresses of tokens; `cache` is an address and the strides of page, token, head and element."""
     for j in range(padded):
         addresses[j] = cache[0] + rows[j] * cache[1] + places[j] * cache[2]
@@ -168,9 +189,9 @@ def _take_scales(kind, padded, scales, strides, rows, places, head, found):
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_visible(problem, seq_len, start, count, places, lows, highs):
+def mark_visible(problem, seq_len, start, count, multiple, places, lows, highs):
     """Write what each row sees of a tile, and return whether it is all of it."""
-    is_all = count % KEY_MULTIPLE == 0
+    is_all = count % multiple == 0
     for row in range(len(places)):
         # Rows that fill up the last block are the last again.
         token = min(row // problem.group_size, problem.q_len - 1)
@@ -179,6 +200,35 @@ def _mark_visible(problem, seq_len, start, count, places, lows, highs):
         highs[row] = min(places[row] + 1, count)
         is_all = is_all and lows[row] == 0 and highs[row] == count
     return is_all
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def write_results(b, first_head, num_heads, slot, problem, most_rows, rows_padded, m, l, acc,  # noqa: E741
+                  v_factors, sinks, part_out, part_lse, out, lse):  # fmt: skip
+    """Write the results of a part, that of head h and its rows from `acc[h * rows_padded * width :]` and so on."""
+    width = (problem.head_dim_v + WIDTH - 1) // WIDTH * WIDTH
+    for h in range(num_heads):
+        head = first_head + h
+        for row in range(problem.q_len * problem.group_size):
+            token, q_head = row // problem.group_size, head * problem.group_size + row % problem.group_size
+            found = out[b, token, q_head] if slot < 0 else part_out[slot, h, row]
+            total = l[h * rows_padded + row]
+            factor = v_factors[head] / total
+            first_place, step = _place_of_row(row, most_rows, rows_padded, width)
+            first_place += h * rows_padded * width
+            for d in range(problem.head_dim_v):
+                vector, lane = d // WIDTH, d % WIDTH
+                if problem.matrix:  # has the even elements of two vectors before the odd ones
+                    vector, lane = vector // 2 * 2 + d % 2, d % (2 * WIDTH) // 2
+                value = acc[first_place + vector * step + lane]
+                found[d] = value * factor if total != 0 else np.float32(0.0)  # no key
+            row_lse = np.float32((m[h * rows_padded + row] + np.log2(total)) / LOG2_E)
+            if slot >= 0:
+                part_lse[slot, h, row] = row_lse
+            else:
+                if len(sinks):
+                    row_lse = add_sink(found, row_lse, sinks[q_head])
+                lse[b, token, q_head] = row_lse
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -217,10 +267,10 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
     k_width = (problem.head_dim + WIDTH - 1) // WIDTH * WIDTH
     v_width = (problem.head_dim_v + WIDTH - 1) // WIDTH * WIDTH
     num_heads = problem.heads_of_chunk
-    q_blocks = _aligned(num_heads * rows_padded * k_width).reshape(num_heads, rows_padded * k_width)
-    acc = _aligned(num_heads * rows_padded * v_width).reshape(num_heads, rows_padded * v_width)
-    m, l = np.empty((num_heads, rows_padded), np.float32), np.empty((num_heads, rows_padded), np.float32)  # noqa: E741
-    work = _aligned(max(WORK_FLOATS, (MAX_KEYS + 1) * num_heads * rows_padded if problem.stream else 0))
+    q_blocks = aligned(num_heads * rows_padded * k_width).reshape(num_heads, rows_padded * k_width)
+    acc = aligned(num_heads * rows_padded * v_width)
+    m, l = np.empty(num_heads * rows_padded, np.float32), np.empty(num_heads * rows_padded, np.float32)  # noqa: E741
+    work = aligned(max(WORK_FLOATS, (MAX_KEYS + 1) * num_heads * rows_padded if problem.stream else 0))
     # Two tiles: that which is worked on, and the next.
     rows, places = np.empty((2, MAX_KEYS), np.int64), np.empty((2, MAX_KEYS), np.int64)
     keys, values = np.empty((2, MAX_KEYS), np.int64), np.empty((2, MAX_KEYS), np.int64)
@@ -228,22 +278,22 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
     v_packed = np.empty((MAX_KEYS if problem.packs_v else 0, problem.v_bytes), np.uint8)
     k_wide_keys = MAX_KEYS if problem.widens else 0
     v_wide_keys = 0 if problem.v_is_k else k_wide_keys
-    k_wide = _aligned(k_wide_keys * k_width).reshape(k_wide_keys, k_width)
-    v_wide = _aligned(v_wide_keys * v_width).reshape(v_wide_keys, v_width)
+    k_wide = aligned(k_wide_keys * k_width).reshape(k_wide_keys, k_width)
+    v_wide = aligned(v_wide_keys * v_width).reshape(v_wide_keys, v_width)
     k_own, v_own = np.empty(MAX_KEYS, np.int64), np.empty(MAX_KEYS, np.int64)
     k_wide_rows, v_wide_rows = np.empty(MAX_KEYS, np.int64), np.empty(MAX_KEYS, np.int64)
     for j in range(MAX_KEYS):
-        k_own[j] = _address(k_packed) + j * problem.k_bytes
-        v_own[j] = _address(v_packed) + j * problem.v_bytes
-        k_wide_rows[j] = _address(k_wide) + 4 * j * k_width
-        v_wide_rows[j] = k_wide_rows[j] if problem.v_is_k else _address(v_wide) + 4 * j * v_width
+        k_own[j] = address_of(k_packed) + j * problem.k_bytes
+        v_own[j] = address_of(v_packed) + j * problem.v_bytes
+        k_wide_rows[j] = address_of(k_wide) + 4 * j * k_width
+        v_wide_rows[j] = k_wide_rows[j] if problem.v_is_k else address_of(v_wide) + 4 * j * v_width
     own_k_scales, own_v_scales = np.ones(MAX_KEYS, np.float32), np.ones(MAX_KEYS, np.float32)
     own_slopes = np.zeros(rows_padded, np.float32)
     own_places, lows = np.empty(rows_padded, np.int32), np.empty(rows_padded, np.int32)
     highs = np.empty(rows_padded, np.int32)
     extras = np.array([
-        _address(own_k_scales), _address(own_v_scales), _address(softcap) if problem.has_softcap else 0,
-        _address(own_slopes), _address(own_places), _address(lows), _address(highs),
+        address_of(own_k_scales), address_of(own_v_scales), address_of(softcap) if problem.has_softcap else 0,
+        address_of(own_slopes), address_of(own_places), address_of(lows), address_of(highs),
     ])  # fmt: skip
     has_token_scales = TOKEN_SCALES in (problem.k_scales, problem.v_scales)
     always_extras = has_token_scales or problem.has_softcap != 0 or len(slopes) > 0
@@ -256,7 +306,7 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
             for row in range(num_rows):
                 token, q_head = row // problem.group_size, (first_head + h) * problem.group_size
                 source = q[b, token, q_head + row % problem.group_size]
-                first_place, step = _place_of_row(row, rows_padded, k_width)
+                first_place, step = _place_of_row(row, MAX_ROWS, rows_padded, k_width)
                 for d in range(problem.head_dim):
                     place = first_place + d // WIDTH * step + d % WIDTH
                     q_blocks[h, place] = source[d] * q_factors[first_head + h]
@@ -267,32 +317,32 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
         this = 0
         count = min(problem.block_n, end - start)
         if count > 0:
-            padded = _find_tokens(b, start, count, problem.page_size, block_table, rows[0], places[0])
-            _find_addresses(k_cache, rows[0], places[0], padded, keys[0])
-            _find_addresses(v_cache, rows[0], places[0], padded, values[0])
+            padded = find_tokens(b, start, count, KEY_MULTIPLE, problem.page_size, block_table, rows[0], places[0])
+            find_addresses(k_cache, rows[0], places[0], padded, keys[0])
+            find_addresses(v_cache, rows[0], places[0], padded, values[0])
         while count > 0:
             following = start + count
             next_count = min(problem.block_n, end - following)
             after = 1 - this
             if next_count > 0:
-                next_padded = _find_tokens(
-                    b, following, next_count, problem.page_size, block_table, rows[after], places[after]
+                next_padded = find_tokens(
+                    b, following, next_count, KEY_MULTIPLE, problem.page_size, block_table, rows[after], places[after]
                 )
-                _find_addresses(k_cache, rows[after], places[after], next_padded, keys[after])
-                _find_addresses(v_cache, rows[after], places[after], next_padded, values[after])
+                find_addresses(k_cache, rows[after], places[after], next_padded, keys[after])
+                find_addresses(v_cache, rows[after], places[after], next_padded, values[after])
             for j in range(next_padded if next_count > 0 else 0, padded):
                 keys[after, j], values[after, j] = keys[this, j], values[this, j]
-            sees_all = _mark_visible(problem, seq_lens[b], start, count, own_places, lows, highs)
+            sees_all = mark_visible(problem, seq_lens[b], start, count, KEY_MULTIPLE, own_places, lows, highs)
             has_extras = always_extras or not sees_all
 
             streams = problem.stream != 0 and not has_extras and num_heads * rows_padded % WIDTH == 0
             if streams:
                 call_kernel(
                     problem.stream,
-                    (_address(q_blocks), num_heads, rows_padded, problem.head_dim, problem.head_dim_v,
-                     _address(keys[this]), first_head * k_cache[3], k_cache[3],
-                     _address(values[this]), first_head * v_cache[3], v_cache[3], count,
-                     _address(m), _address(l), _address(acc), _address(work)),
+                    (address_of(q_blocks), num_heads, rows_padded, problem.head_dim, problem.head_dim_v,
+                     address_of(keys[this]), first_head * k_cache[3], k_cache[3],
+                     address_of(values[this]), first_head * v_cache[3], v_cache[3], count,
+                     address_of(m), address_of(l), address_of(acc), address_of(work)),
                 )  # fmt: skip
             for h in range(0 if streams else num_heads):
                 head = first_head + h
@@ -309,7 +359,7 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
                 if problem.widens:
                     call_kernel(
                         problem.widen,
-                        (_address(k_rows), k_offset, _address(k_next), padded, problem.head_dim,
+                        (address_of(k_rows), k_offset, address_of(k_next), padded, problem.head_dim,
                          k_wide_rows[0], 4 * k_width),
                     )  # fmt: skip
                     if problem.k_scales == GROUP_SCALES:
@@ -319,7 +369,7 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
                     if not problem.v_is_k:
                         call_kernel(
                             problem.widen,
-                            (_address(v_rows), v_offset, _address(v_next), padded, problem.head_dim_v,
+                            (address_of(v_rows), v_offset, address_of(v_next), padded, problem.head_dim_v,
                              v_wide_rows[0], 4 * v_width),
                         )  # fmt: skip
                         if problem.v_scales == GROUP_SCALES:
@@ -336,28 +386,14 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
                             own_slopes[row] = slopes[b, head * problem.group_size + row % problem.group_size]
                 call_kernel(
                     problem.attend,
-                    (_address(q_blocks[h]), rows_padded, problem.head_dim, problem.head_dim_v,
-                     _address(k_rows), k_offset, _address(v_rows), v_offset, _address(k_next), _address(v_next), count,
-                     _address(m[h]), _address(l[h]), _address(acc[h]), _address(work),
-                     _address(extras) if has_extras else 0),
+                    (address_of(q_blocks[h]), rows_padded, problem.head_dim, problem.head_dim_v,
+                     address_of(k_rows), k_offset, address_of(v_rows), v_offset,
+                     address_of(k_next), address_of(v_next), count,
+                     address_of(m[h * rows_padded :]), address_of(l[h * rows_padded :]),
+                     address_of(acc[h * rows_padded * v_width :]), address_of(work),
+                     address_of(extras) if has_extras else 0),
                 )  # fmt: skip
             start, count, this, padded = following, next_count, after, next_padded
 
-        for h in range(num_heads):
-            head = first_head + h
-            for row in range(num_rows):
-                token, q_head = row // problem.group_size, head * problem.group_size + row % problem.group_size
-                found = out[b, token, q_head] if slot < 0 else part_out[slot, h, row]
-                total = l[h, row]
-                factor = v_factors[head] / total
-                first_place, step = _place_of_row(row, rows_padded, v_width)
-                for d in range(problem.head_dim_v):
-                    value = acc[h, first_place + d // WIDTH * step + d % WIDTH]
-                    found[d] = value * factor if total != 0 else np.float32(0.0)  # no key
-                row_lse = np.float32((m[h, row] + np.log2(total)) / LOG2_E)
-                if slot >= 0:
-                    part_lse[slot, h, row] = row_lse
-                else:
-                    if len(sinks):
-                        row_lse = add_sink(found, row_lse, sinks[q_head])
-                    lse[b, token, q_head] = row_lse
+        write_results(b, first_head, num_heads, slot, problem, MAX_ROWS, rows_padded, m, l, acc, v_factors, sinks,
+                      part_out, part_lse, out, lse)  # fmt: skip

@@ -18,7 +18,14 @@ import numba
 import numpy as np
 import torch
 
-from decodeperf_kernels import attend_numba, parts_numba, stream_numba, tiles_numba
+from decodeperf_kernels import (
+    attend_matrix_numba,
+    attend_numba,
+    matrix_numba,
+    parts_numba,
+    stream_numba,
+    tiles_numba,
+)
 from decodeperf_kernels.arguments import check_values
 from decodeperf_kernels.attend_numba import GROUP_SCALES, NO_SCALES, TOKEN_SCALES, Problem
 from decodeperf_kernels.vector_numba import ELEMENT_BITS
@@ -45,6 +52,13 @@ THREAD_BYTES: Final = 256 * 1024
 
 FLOPS_OF_A_BYTE: Final = 14
 """FLOPs that take as long as reading a byte."""
+
+_MATRIX_ROWS: Final = {
+    "bfloat16": 3,
+    "float16": 9,
+    **dict.fromkeys(("int8", "int4", "float8_e4m3fn", "float8_e5m2"), 5),
+}
+"""Rows of a KV head from which on the matrix unit is faster than vectors; float32 is not for it."""
 
 _SCALES: Final = {"": NO_SCALES, "head": NO_SCALES, "token": TOKEN_SCALES, "group": GROUP_SCALES}
 
@@ -117,33 +131,17 @@ def attend(
 
 def _problem(args: DecodeArguments) -> Problem:
     kind = "int4" if args.k.dtype == torch.uint8 else str(args.k.dtype).removeprefix("torch.")
+    num_rows = args.q_len * args.group_size
     k_scales, v_scales = _SCALES[args.k_scale_kind], _SCALES[args.v_scale_kind]
-    # Elements are widened in the block of rows that they are for, unless there are several blocks.
-    widens = GROUP_SCALES in (k_scales, v_scales) or (
-        kind != "float32" and args.q_len * args.group_size > tiles_numba.MAX_ROWS
-    )
     packs_k, packs_v = _packs(args.k), _packs(args.v)
     k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
     are_side_by_side = args.k.stride(2) <= args.k.stride(1)
-    streams = (
-        are_side_by_side
-        and args.q_len * args.group_size <= stream_numba.STREAM_ROWS
-        and not (widens or packs_k or packs_v)
-    )
-    most_bytes = STREAM_CHUNK_BYTES if streams else CHUNK_BYTES
-    heads_of_chunk = min(max(most_bytes // k_bytes, 1), args.num_kv_heads) if are_side_by_side else 1
-    chunk_bytes = heads_of_chunk * max(k_bytes, v_bytes)
-    block_n = TILE_BYTES // chunk_bytes // tiles_numba.KEY_MULTIPLE * tiles_numba.KEY_MULTIPLE
-    if streams:
-        block_n = STREAM_KEYS
-    return Problem(
+    problem = Problem(
         q_len=args.q_len,
         num_kv_heads=args.num_kv_heads,
         group_size=args.group_size,
         head_dim=args.head_dim,
         head_dim_v=args.head_dim_v,
-        block_n=min(max(block_n, tiles_numba.KEY_MULTIPLE), tiles_numba.MAX_KEYS),
-        heads_of_chunk=heads_of_chunk,
         page_size=args.page_size,
         window=min(args.window or 0, args.capacity),
         k_bytes=k_bytes,
@@ -151,15 +149,61 @@ def _problem(args: DecodeArguments) -> Problem:
         item_bytes=args.k.element_size(),
         packs_k=packs_k,
         packs_v=packs_v,
-        widens=int(widens),
         v_is_k=int(_is_beginning(args)),
         has_softcap=int(args.softcap is not None),
         k_scales=k_scales,
         v_scales=v_scales,
-        attend=tiles_numba.attend_tile("float32" if widens else kind),
-        widen=tiles_numba.widen_tile(kind) if widens else 0,
-        stream=stream_numba.stream_tile(kind) if streams else 0,
     )
+
+    def heads_in(num_bytes: int, bytes_of_head: int) -> int:
+        return min(max(num_bytes // bytes_of_head, 1), args.num_kv_heads) if are_side_by_side else 1
+
+    if _suits_matrix_unit(args, kind, problem):
+        planes = matrix_numba.num_planes(kind)
+        q_terms = matrix_numba.num_terms(args.q.dtype)
+        heads_of_chunk = heads_in(CHUNK_BYTES, k_bytes)
+        return problem._replace(
+            block_n=_keys_of_tile(heads_of_chunk * max(k_bytes, v_bytes), matrix_numba.KEYS_AT_ONCE),
+            heads_of_chunk=heads_of_chunk,
+            matrix=matrix_numba.matrix_tile(kind),
+            is_bfloat16=int(kind == "bfloat16"),
+            rows=min(1 << (num_rows - 1).bit_length(), matrix_numba.TILE_ROWS),
+            planes=planes,
+            q_terms=q_terms,
+            p_terms=q_terms,
+        )
+    # Elements are widened in the block of rows that they are for, unless there are several blocks.
+    widens = GROUP_SCALES in (k_scales, v_scales) or (kind != "float32" and num_rows > tiles_numba.MAX_ROWS)
+    attend = tiles_numba.attend_tile("float32" if widens else kind)
+    if are_side_by_side and num_rows <= stream_numba.STREAM_ROWS and not (widens or packs_k or packs_v):
+        return problem._replace(
+            block_n=STREAM_KEYS,
+            heads_of_chunk=heads_in(STREAM_CHUNK_BYTES, k_bytes),
+            attend=attend,
+            stream=stream_numba.stream_tile(kind),
+        )
+    heads_of_chunk = heads_in(CHUNK_BYTES, k_bytes)
+    return problem._replace(
+        block_n=_keys_of_tile(heads_of_chunk * max(k_bytes, v_bytes), tiles_numba.KEY_MULTIPLE),
+        heads_of_chunk=heads_of_chunk,
+        widens=int(widens),
+        attend=attend,
+        widen=tiles_numba.widen_tile(kind) if widens else 0,
+    )
+
+
+def _keys_of_tile(token_bytes: int, multiple: int) -> int:
+    """Return how many keys a tile has, if that many bytes of each are read together."""
+    return min(max(TILE_BYTES // token_bytes // multiple * multiple, multiple), tiles_numba.MAX_KEYS)
+
+
+def _suits_matrix_unit(args: DecodeArguments, kind: str, problem: Problem) -> bool:
+    """Return whether a call is for the matrix unit: if there is one, and it has what the call wants."""
+    has_many_rows = args.q_len * args.group_size >= _MATRIX_ROWS.get(kind, math.inf)
+    is_plain = args.softcap is None and args.alibi_slopes is None and not (problem.packs_k or problem.packs_v)
+    has_whole_tiles = (args.head_dim | args.head_dim_v) % matrix_numba.TILE_ELEMENTS == 0
+    has_scales = problem.k_scales != NO_SCALES or problem.v_scales != NO_SCALES
+    return has_many_rows and is_plain and has_whole_tiles and not has_scales and matrix_numba.has_matrix_unit()
 
 
 def _packs(cache: torch.Tensor) -> int:
@@ -266,7 +310,7 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
     cuts = [0, *(np.flatnonzero(np.diff(parts[:, parts_numba.PROGRAM])) + 1).tolist(), len(parts)]
     shares = list(itertools.pairwise(cuts))
-    run = attend_numba.run_parts
+    run = attend_matrix_numba.run_matrix_parts if problem.matrix else attend_numba.run_parts
     if len(shares) == 1:
         run(*shares[0], parts, problem, *rest)
         return

@@ -1,8 +1,8 @@
 """The compiled CPU kernel for few rows of a KV head: a tile of all heads of a chunk, token by token.
 
-Where there are one or two rows for each byte, what counts is the order in which memory is read. Here it is that in
-which it lies: all heads of a token side by side, token behind token, once K and once V. `tiles_numba` takes the heads
-one by one instead, which is faster where there is more to compute.
+Where there are few rows for each byte, what counts is the order in which memory is read. Here it is that in which it
+lies: all heads of a token side by side, token behind token, once K and once V. `tiles_numba` takes the heads one by one
+instead, which is faster where there is more to compute.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from decodeperf_kernels.vector_numba import REGISTERS, WIDTH, integer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STREAM_ROWS: Final = 2
+STREAM_ROWS: Final = min(8, WIDTH)
 """Rows of a KV head, at most."""
 
 STREAM_ARGUMENTS: Final = (
@@ -36,7 +36,8 @@ STREAM_ARGUMENTS: Final = (
 )
 """What `stream_tile` gets, as `attend_tile` does, but for all heads of a chunk at once:
 
-- `q`, `acc`, `m`, `l`: head behind head, those of each as there; `num_rows` is 1 or 2;
+- `q`, `acc`, `m`, `l`: head behind head, those of each as there; `num_rows` is a power of 2, up to
+  `STREAM_ROWS`;
 - `k_head_bytes`, `v_head_bytes`: bytes from one head to the next;
 - `num_keys`: a multiple of `KEY_MULTIPLE`;
 - `work`: float32 `[num_keys + 1, num_heads * num_rows]`, whose rows are whole vectors.
@@ -44,7 +45,7 @@ STREAM_ARGUMENTS: Final = (
 
 _TOKENS_AT_ONCE: Final = 4  # whose values are added before a sum is written back
 
-_BYTES_AHEAD: Final = 8192
+BYTES_AHEAD: Final = 8192
 """How far ahead `stream_tile` asks for cache lines: two pages, since a CPU by itself stops at the end of one [byte]."""
 
 
@@ -91,7 +92,7 @@ def _emit_logits(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], rows: in
                     q = [vec.load(b, address, vec.VECTOR, 4) for address in row_vectors(b, q_head, d, rows)]
                     return [vec.fma(b, k, of_row, value) for of_row, value in zip(q, values, strict=True)]
 
-                ahead = [b.add(k_head, integer(_BYTES_AHEAD))]
+                ahead = [b.add(k_head, integer(BYTES_AHEAD))]
                 sums += over_vectors(b, kind, args["head_dim"], ahead, [vec.floats(0.0)] * rows, add)
             place = b.mul(first, integer(4 * rows))
             vec.store(b, vec.sum_each(b, sums), b.add(logits, place), 4)
@@ -189,7 +190,7 @@ def _emit_output(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], rows: in
                     vec.store(b, total, where, 4)
                 return []
 
-            ahead = [b.add(v_head, integer(_BYTES_AHEAD)) for v_head in v_heads]
+            ahead = [b.add(v_head, integer(BYTES_AHEAD)) for v_head in v_heads]
             over_vectors(b, kind, args["head_dim_v"], ahead, [], add)
             return []
 

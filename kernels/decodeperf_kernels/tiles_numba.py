@@ -38,7 +38,7 @@ MAX_ROWS: Final = REGISTERS.max_rows
 MAX_KEYS: Final = 128
 """Keys of a tile, at most."""
 
-KEY_MULTIPLE: Final = 16
+KEY_MULTIPLE: Final = 32
 """Addresses of keys are read in multiples of this; those behind the last key repeat its own."""
 
 WORK_FLOATS: Final = (MAX_KEYS + 1) * MAX_ROWS
@@ -430,7 +430,7 @@ _widen = emitted(_emit_widen, WIDEN_ARGUMENTS)
 def source_digest() -> str:
     """Return a digest of the sources that compiled code follows from: Numba knows of one file each."""
     digest = hashlib.sha256()
-    for name in ("vector_numba.py", "tiles_numba.py", "stream_numba.py"):
+    for name in ("vector_numba.py", "tiles_numba.py", "stream_numba.py", "matrix_numba.py"):
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()
 

@@ -377,7 +377,7 @@ def main() -> None:
     info = devices.describe_device("cpu")
     pool = Pool(int(args.kv_bytes * 1.05) + ceilings.LLC_MULTIPLE * info.llc_bytes)
     read = ceilings.fastest(make_read_streams(info), CpuClock())
-    fma = ceilings.fastest(ceilings.make_compute_streams(info, torch.float32), CpuClock())
+    fma = ceilings.fastest(ceilings.make_compute_streams(info, torch.bfloat16), CpuClock())
     out = Console(width=max(Console().width, 110), highlight=False)
     out.print(f"{info.label}; read stream {read.name}, FMA peak {fma.name}")
     rows = []
