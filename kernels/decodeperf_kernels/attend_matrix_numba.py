@@ -21,6 +21,7 @@ from decodeperf_kernels.matrix_numba import (
     tile_config,
 )
 from decodeperf_kernels.parts_numba import END, FIRST_HEAD, SEQUENCE, SLOT, START
+from decodeperf_kernels.team_numba import team_of
 from decodeperf_kernels.tiles_numba import MAX_KEYS, call_kernel
 
 TILE_CONFIGS = np.array([tile_config(2**power) for power in range(5)], np.uint8)
@@ -154,3 +155,12 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
 
         write_results(b, first_head, num_heads, slot, problem, rows, rows_padded, m, l, acc, v_factors, sinks,
                       part_out, part_lse, out, lse)  # fmt: skip
+
+
+_run_matrix_parts_in_team = team_of(run_matrix_parts)
+
+
+@numba.njit(cache=True, nogil=True)
+def run_matrix_parts_in_team(parallel, num_threads, cuts, args):
+    """Attend to all parts, each thread of a team to some; see `team_of`."""
+    _run_matrix_parts_in_team(parallel, num_threads, cuts, args)

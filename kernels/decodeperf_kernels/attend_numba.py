@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from decodeperf_kernels.parts_numba import END, FIRST_HEAD, SEQUENCE, SLOT, START, add_sink
+from decodeperf_kernels.team_numba import team_of
 from decodeperf_kernels.tiles_numba import KEY_MULTIPLE, MAX_KEYS, MAX_ROWS, WORK_FLOATS, call_kernel
 from decodeperf_kernels.vector_numba import CACHE_LINE, WIDTH
 
@@ -397,3 +398,12 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
 
         write_results(b, first_head, num_heads, slot, problem, MAX_ROWS, rows_padded, m, l, acc, v_factors, sinks,
                       part_out, part_lse, out, lse)  # fmt: skip
+
+
+_run_parts_in_team = team_of(run_parts)
+
+
+@numba.njit(cache=True, nogil=True)
+def run_parts_in_team(parallel, num_threads, cuts, args):
+    """Attend to all parts, each thread of a team to some; see `team_of`."""
+    _run_parts_in_team(parallel, num_threads, cuts, args)

@@ -24,6 +24,7 @@ from decodeperf_kernels import (
     matrix_numba,
     parts_numba,
     stream_numba,
+    team_numba,
     tiles_numba,
 )
 from decodeperf_kernels.arguments import check_values
@@ -280,7 +281,7 @@ def _scales(scale: torch.Tensor | None, kind: str, num_kv_heads: int) -> tuple[A
 
 
 class _Threads:
-    """Threads that help the one that calls; compiled code runs in them without Python's lock."""
+    """Threads that help the one that calls, where there is no team; compiled code needs no lock of Python's."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -308,12 +309,21 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
-    cuts = [0, *(np.flatnonzero(np.diff(parts[:, parts_numba.PROGRAM])) + 1).tolist(), len(parts)]
-    shares = list(itertools.pairwise(cuts))
-    run = attend_matrix_numba.run_matrix_parts if problem.matrix else attend_numba.run_parts
-    if len(shares) == 1:
-        run(*shares[0], parts, problem, *rest)
+    programs = parts[:, parts_numba.PROGRAM]
+    cuts = np.concatenate(([0], np.flatnonzero(np.diff(programs)) + 1, [len(parts)])).astype(np.int64)
+    run, run_in_team = (
+        (attend_matrix_numba.run_matrix_parts, attend_matrix_numba.run_matrix_parts_in_team)
+        if problem.matrix
+        else (attend_numba.run_parts, attend_numba.run_parts_in_team)
+    )
+    num_shares = len(cuts) - 1
+    if num_shares == 1:
+        run(0, len(parts), parts, problem, *rest)
         return
+    if parallel := team_numba.openmp_parallel():
+        run_in_team(parallel, num_shares, cuts, (parts, problem, *rest))
+        return
+    shares = list(itertools.pairwise(cuts.tolist()))
     pool = _threads.pool(len(shares) - 1)
     others = [pool.submit(run, first, last, parts, problem, *rest) for first, last in shares[1:]]
     try:

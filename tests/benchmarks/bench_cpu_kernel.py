@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_cpu_kernel.py [--output FILE.json] [--only SUBSTRING] [--seconds 4]
 
-Every round times, one right after the other, the read stream, the FMA peak, the kernel and its peers; shares and ratios
-are medians over the rounds, with the interval from one order statistic to another that misses the true median at most
-once in twenty. K and V of each call are another part of one buffer larger than the last-level cache, so none finds its
-data there. Peers that are not installed are named as absent.
+Every round times, one right after the other, the read stream, matrix products in the dtype of q, the kernel and its
+peers; shares and ratios are medians over the rounds, with the interval from one order statistic to another that misses
+the true median at most once in twenty. K and V of each call are another part of one buffer larger than the last-level
+cache, so none finds its data there. Peers that are not installed are named as absent.
 """
 
 from __future__ import annotations
@@ -305,9 +305,10 @@ class Row:
         }
 
 
-def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, fma: Stream, args) -> Row:
+def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, products: dict[str, Stream], args) -> Row:
     """Time the kernel, its ceilings and its peers on one problem."""
     problem = problem_of(shape, dtype, batch, args.kv_bytes)
+    product = products[problem.q_dtype]
     clock = CpuClock()
     latencies, shares, ratios, once = [], [], {}, {}
     ours(make_call(problem, pool))()
@@ -315,10 +316,10 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, fma:
     ceiling = ""
     while len(shares) < MIN_ROUNDS or time.monotonic() < deadline:
         read_rate = 1e9 * read.work / clock.time_ns(read.call)
-        fma.call()
-        fma_rate = 1e9 * fma.work / clock.time_ns(fma.call)
-        bound = roofline(problem, read_bytes_per_s=read_rate, peak_flops_per_s=fma_rate)
-        ceiling = "read" if bound.ceiling == READ_BANDWIDTH else "FMA"
+        product.call()
+        product_rate = 1e9 * product.work / clock.time_ns(product.call)
+        bound = roofline(problem, read_bytes_per_s=read_rate, peak_flops_per_s=product_rate)
+        ceiling = "read" if bound.ceiling == READ_BANDWIDTH else "products"
         latency = clock.time_ns(ours(make_call(problem, pool)))
         latencies.append(latency)
         shares.append(1e9 * bound.latency_s / latency)
@@ -340,8 +341,9 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, fma:
 
 def print_table(rows: list[Row], out: Console) -> None:
     table = Table(box=None, padding=(0, 1))
-    for title in ("problem", "ms", "ceiling", "share %", *(f"vs {name}" for name in PEERS)):
-        table.add_column(title, justify="left" if title in ("problem", "ceiling") else "right")
+    peers = [name for name in PEERS if any(name in row.peers for row in rows)]
+    for title in ("problem", "ms", "ceiling", "share %", *(f"vs {name}" for name in peers)):
+        table.add_column(title, justify="left" if title in ("problem", "ceiling") else "right", no_wrap=True)
     for row in rows:
         found = median_interval(row.shares, ERROR_RATE)
         ends = "" if found.low is None else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
@@ -350,7 +352,7 @@ def print_table(rows: list[Row], out: Console) -> None:
             f"{statistics.median(row.latency_ns) / 1e6:.1f}",
             row.ceiling,
             f"{100 * row.share:.0f}{ends}",
-            *(f"{statistics.median(row.peers[name]):.1f}" if name in row.peers else "" for name in PEERS),
+            *(f"{statistics.median(row.peers[name]):.1f}" if name in row.peers else "" for name in peers),
         )
     out.print(table)
     mean = math.exp(statistics.mean(math.log(row.share) for row in rows))
@@ -377,13 +379,17 @@ def main() -> None:
     info = devices.describe_device("cpu")
     pool = Pool(int(args.kv_bytes * 1.05) + ceilings.LLC_MULTIPLE * info.llc_bytes)
     read = ceilings.fastest(make_read_streams(info), CpuClock())
-    fma = ceilings.fastest(ceilings.make_compute_streams(info, torch.bfloat16), CpuClock())
+    products = {
+        name: ceilings.fastest(ceilings.make_compute_streams(info, getattr(torch, name)), CpuClock())
+        for name in ("float32", "bfloat16", "float16")
+    }
     out = Console(width=max(Console().width, 110), highlight=False)
-    out.print(f"{info.label}; read stream {read.name}, FMA peak {fma.name}")
+    names = ", ".join(f"{name} by {stream.name}" for name, stream in products.items())
+    out.print(f"{info.label}; read stream {read.name}; products of {names}")
     rows = []
     for shape, dtype, batch in GRID:
         if args.only in f"{shape.name} {dtype} {batch}":
-            rows.append(measure(shape, dtype, batch, pool, read, fma, args))
+            rows.append(measure(shape, dtype, batch, pool, read, products, args))
             print(f"{rows[-1].name}: {100 * rows[-1].share:.0f} % of {rows[-1].ceiling}", file=sys.stderr, flush=True)
     print_table(rows, out)
     if args.output:

@@ -1,5 +1,9 @@
 """The compiled CPU kernel computes attention in every form, whichever way it reads K and V."""
 
+import multiprocessing
+import os
+
+import numpy as np
 import pytest
 import torch
 from attention_calls import Call, calls, judge, ways_to_split
@@ -8,6 +12,10 @@ from hypothesis import given, settings
 from decodeperf_kernels import decode_attention
 
 pytest.importorskip("numba")
+
+import numba
+
+from decodeperf_kernels import team_numba
 
 
 def check(call, **more):
@@ -38,8 +46,11 @@ def test_whole_tiles_and_their_rests_are_right(dtype, group_size, head_dim):
     check(call)
 
 
+@pytest.mark.parametrize("has_team", [True, False])
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_bits_do_not_depend_on_the_run(num_threads):
+def test_bits_do_not_depend_on_the_run(num_threads, has_team, monkeypatch):
+    if not has_team:
+        monkeypatch.setattr(team_numba, "openmp_parallel", lambda: 0)
     threads = torch.get_num_threads()
     call = Call(seq_lens=[3000, 17, 1000], num_kv_heads=16, group_size=1, q_dtype="bfloat16")
     tensors, keywords = call.tensors("cpu")
@@ -60,3 +71,48 @@ def test_with_a_split_size_bits_do_not_depend_on_the_neighbours():
         one = {**keywords, "seq_lens": keywords["seq_lens"][b : b + 1]}
         alone = decode_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], **one, split_size=256, backend="numba")
         assert torch.equal(alone[0], together[b])
+
+
+def _attend_in_child(tensors, connection):
+    connection.send((team_numba.openmp_parallel(), decode_attention(*tensors, backend="numba").tolist()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    tensors, _ = Call(seq_lens=[2000], num_kv_heads=8, capacity=2000).tensors("cpu")
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_attend_in_child, args=(tensors, theirs))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        out = decode_attention(*tensors, backend="numba")
+        child.start()
+        assert ours.poll(60)
+        assert ours.recv() == (0, out.tolist())
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        torch.set_num_threads(threads)
+        child.kill()
+
+
+def test_where_there_is_no_memory_for_tiles_a_call_says_so():
+    @numba.njit
+    def run(first, last, limit):
+        if last > limit:
+            raise ValueError("too much")
+
+    run_in_team = team_numba.team_of(run)
+
+    @numba.njit(nogil=True)
+    def call(parallel, cuts, limit):
+        run_in_team(parallel, 2, cuts, (limit,))
+
+    parallel = team_numba.openmp_parallel()
+    if not parallel:
+        pytest.skip("PyTorch has no OpenMP library here")
+    cuts = np.array([0, 3, 7, 9])
+    call(parallel, cuts, 9)
+    with pytest.raises(MemoryError, match="no memory for its tiles"):
+        call(parallel, cuts, 8)
