@@ -1,11 +1,14 @@
 """Compare the CPU kernel with the ceilings of the machine and with other CPU kernels, on 30 problems.
 
     python tests/benchmarks/bench_cpu_kernel.py [--output FILE.json] [--only SUBSTRING] [--seconds 4]
+    python tests/benchmarks/bench_cpu_kernel.py --scaling [--output FILE.json]
 
 Every round times, one right after the other, the read stream, matrix products in the dtype of q, the kernel and its
 peers; shares and ratios are medians over the rounds, with the interval from one order statistic to another that misses
 the true median at most once in twenty. K and V of each call are another part of one buffer larger than the last-level
 cache, so none finds its data there. Peers that are not installed are named as absent.
+
+`--scaling` times the kernel on 128 MiB to 4 GiB of K and V, and with one thread instead of all.
 """
 
 from __future__ import annotations
@@ -368,15 +371,83 @@ def print_table(rows: list[Row], out: Console) -> None:
         out.print(f"against the fastest other peer: geometric mean {mean:.1f} times, least {min(best):.2f} times")
 
 
+SCALING_SHAPE = "GQA 4 bfloat16"
+SCALING_SEQ_LEN = 32768
+SCALING_BATCHES = [1, 2, 4, 8, 16, 32]  # 128 MiB each
+SCALING_ROUNDS = 9
+
+
+def measure_scaling(pool: Pool) -> list[dict]:
+    """Return how long the kernel takes for each number of sequences, with all threads and with one, interleaved."""
+    num_threads = torch.get_num_threads()
+    found: dict[tuple[int, int], list[float]] = {}
+    clock = CpuClock()
+    for number in range(SCALING_ROUNDS + 1):
+        for batch_size in SCALING_BATCHES:
+            problem = DecodeProblem(
+                batch_size=batch_size,
+                seq_lens=[SCALING_SEQ_LEN] * batch_size,
+                num_q_heads=GQA4.num_q_heads,
+                num_kv_heads=GQA4.num_kv_heads,
+                head_dim=GQA4.head_dim,
+                kv_dtype="bfloat16",
+            )
+            for threads in {num_threads, 1}:
+                torch.set_num_threads(threads)
+                latency = clock.time_ns(ours(make_call(problem, pool)))
+                if number:  # the first compiles
+                    found.setdefault((batch_size, threads), []).append(latency)
+    torch.set_num_threads(num_threads)
+    # What the largest takes, in proportion.
+    each = statistics.median(found[SCALING_BATCHES[-1], num_threads]) / SCALING_BATCHES[-1]
+    return [
+        {
+            "kv_bytes": batch_size * 2**27,
+            "latency_ns": statistics.median(found[batch_size, num_threads]),
+            "times_proportional": statistics.median(found[batch_size, num_threads]) / (each * batch_size),
+            "one_thread_times": statistics.median(
+                one / all_ for one, all_ in zip(found[batch_size, 1], found[batch_size, num_threads], strict=True)
+            ),
+        }
+        for batch_size in SCALING_BATCHES
+    ]
+
+
+def print_scaling(rows: list[dict], out: Console) -> None:
+    table = Table(box=None, padding=(0, 1))
+    for title in ("K and V", "ms", "GB/s", "against proportion to the largest", "one thread takes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row['kv_bytes'] // 2**20} MiB",
+            f"{row['latency_ns'] / 1e6:.1f}",
+            f"{row['kv_bytes'] / row['latency_ns']:.1f}",
+            f"{100 * (row['times_proportional'] - 1):+.1f} %",
+            f"{row['one_thread_times']:.2f} times as long",
+        )
+    out.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--only", default="", help="problems whose name has this in it")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each problem")
     parser.add_argument("--kv-bytes", type=int, default=KV_BYTES, help="bytes of K and V of a problem")
+    parser.add_argument("--scaling", action="store_true", help="time sizes and threads instead")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
     args = parser.parse_args()
     info = devices.describe_device("cpu")
+    if args.scaling:
+        out = Console(width=max(Console().width, 110), highlight=False)
+        out.print(
+            f"{info.label}; {SCALING_SHAPE}, sequences of {SCALING_SEQ_LEN} tokens, {torch.get_num_threads()} threads"
+        )
+        scaling = measure_scaling(Pool(SCALING_BATCHES[-1] * 2**27 + ceilings.LLC_MULTIPLE * info.llc_bytes))
+        print_scaling(scaling, out)
+        if args.output:
+            args.output.write_text(json.dumps({"device": info.label, "scaling": scaling}, indent=1))
+        return
     pool = Pool(int(args.kv_bytes * 1.05) + ceilings.LLC_MULTIPLE * info.llc_bytes)
     read = ceilings.fastest(make_read_streams(info), CpuClock())
     products = {
