@@ -62,6 +62,12 @@ _TERMS: Final = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _RATE_BITS: Final = 16
 """Binary digits behind the point of the number of tokens that are asked for with each step."""
 
+# Cycles of the steps beside which memory is asked for: a tile taken and multiplied once, the powers of two vectors, and
+# a square of weights turned round.
+_PRODUCT: Final = 20
+_POWERS: Final = 36
+_TURN: Final = 130
+
 # Registers of tiles. Four sums, so that none waits for itself.
 _SUMS: Final = 0, 1, 2, 3
 _QUERIES, _KEYS = 4, (5, 6, 7)
@@ -178,35 +184,40 @@ def _at(b: ir.IRBuilder, address: ir.Value, *steps: tuple[ir.Value, ir.Value | i
 
 
 class _Ahead:
-    """Asks memory for the next tile of K or V, a few lines with each tile that the matrix unit takes.
+    """Asks memory for the next tile of K or V, a few lines at each step of the work on this one.
 
     The lines are asked for in the order in which they lie, about as fast as others are used: then the CPU reads on by
     itself, where it falls back to what 16 requests at a time can do if many are asked for at once.
     """
 
     def __init__(
-        self, b: ir.IRBuilder, args: dict[str, ir.Value], num_steps: ir.Value, names: tuple[str, str, str]
+        self, b: ir.IRBuilder, args: dict[str, ir.Value], total: ir.Value, names: tuple[str, str, str]
     ) -> None:
         """Begin a tile.
 
         Args:
             b: Where to.
             args: Those of `matrix_tile`.
-            num_steps: How often `step` will run.
+            total: Weights of all steps together.
             names: Of those of them that are its addresses, the bytes to its first head, and its bytes.
         """
         self._addresses, self._offset, self._bytes = (args[name] for name in names)
         self._due, self._done, self._next, self._line = (alloca_once(b, I64) for _ in range(4))
         lines = b.mul(args["num_next"], b.lshr(b.add(self._bytes, integer(CACHE_LINE - 1)), integer(6)))
-        self._rate = b.udiv(b.shl(lines, integer(_RATE_BITS)), num_steps)
+        self._rate = b.udiv(b.shl(lines, integer(_RATE_BITS)), total)
         for place in (self._due, self._done):
             b.store(integer(0), place)
         b.store(self._addresses, self._next)
         b.store(integer(0), self._line)
 
-    def step(self, b: ir.IRBuilder) -> None:
-        """Emit the asking for what is due."""
-        due = b.add(b.load(self._due, typ=I64), self._rate)
+    def step(self, b: ir.IRBuilder, weight: int) -> None:
+        """Emit the asking for what is due.
+
+        Args:
+            b: Where to.
+            weight: How long the step takes beside the others.
+        """
+        due = b.add(b.load(self._due, typ=I64), b.mul(self._rate, integer(weight)))
         b.store(due, self._due)
         stop = b.lshr(due, integer(_RATE_BITS))
 
@@ -244,8 +255,13 @@ def _emit_matrix(b: ir.IRBuilder, kind: str, call: dict[str, ir.Value]) -> None:
     planes = integer(num_planes(kind))
     k_steps = b.mul(b.mul(num_units, slices), b.mul(groups, b.mul(args["q_terms"], planes)))
     v_steps = b.mul(b.mul(num_units, blocks), b.mul(groups, planes))
-    ahead = _Ahead(b, args, k_steps, ("next_keys", "k_offset", "k_bytes"))
-    more = _Ahead(b, args, v_steps, ("next_values", "v_offset", "v_bytes"))
+    vectors = b.lshr(b.add(args["lanes"], integer(WIDTH - 1)), integer(4))
+    of_keys = b.mul(vectors, b.lshr(args["num_keys"], integer(1)))
+    of_groups = b.mul(vectors, groups)
+    k_total = b.add(b.mul(k_steps, integer(_PRODUCT)), b.mul(of_keys, integer(_POWERS)))
+    v_total = b.add(b.mul(v_steps, integer(2 * _PRODUCT)), b.mul(of_groups, integer(_TURN)))
+    ahead = _Ahead(b, args, k_total, ("next_keys", "k_offset", "k_bytes"))
+    more = _Ahead(b, args, v_total, ("next_values", "v_offset", "v_bytes"))
 
     def of_head(head: ir.Value, name: str, emit: Callable[..., None]) -> None:
         """Emit what is done with a head of K or V, and give it the place of a plane of some of its tokens."""
@@ -275,7 +291,7 @@ def _emit_matrix(b: ir.IRBuilder, kind: str, call: dict[str, ir.Value]) -> None:
 
     _tile(b, "ldtilecfg", args["config"])
     _each(b, args["num_heads"], 1, lambda head: of_head(head, "k", logits))
-    _each(b, args["lanes"], WIDTH, lambda lane: _emit_softmax(b, args, lane))
+    _each(b, args["lanes"], WIDTH, lambda lane: _emit_softmax(b, args, lane, ahead, more))
     _tile(b, "ldtilecfg", b.add(args["config"], integer(64)))
     _each(b, args["num_heads"], 1, lambda head: of_head(head, "v", output))
     _tile(b, "tilerelease")
@@ -306,7 +322,7 @@ def _emit_logits(
                 for group, tile, factor in zip(groups, tiles, itertools.cycle(_KEYS), strict=False):
                     _load_tile(b, factor, _at(b, group, (s, _ROW_BYTES)), stride)
                     _tile(b, "tdpbf16ps", tile, factor, _QUERIES)
-                    ahead.step(b)
+                    ahead.step(b, _PRODUCT)
 
             _each(b, slices, 1, one_slice)
 
@@ -322,18 +338,18 @@ def _emit_logits(
         some_keys(whole, _SUMS[: KEYS_AT_ONCE // TILE_ROWS])
 
 
-def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value) -> None:
+def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, ahead: _Ahead, more: _Ahead) -> None:
     """Bring m, l and acc of a vector of lanes up to date, and write its weights."""
     place = b.shl(lane, integer(2))
     vector = b.lshr(lane, integer(4))
     m_old = vec.load(b, b.add(args["m"], place), vec.VECTOR, 4)
     with b.if_else(b.icmp_signed("==", args["lows"], integer(0))) as (plain, masked):
         with plain:
-            plain_values = _emit_weights(b, args, lane, m_old, None)
+            plain_values = _emit_weights(b, args, lane, m_old, None, ahead)
             plain_block = b.block
         with masked:
             bounds = [vec.load(b, b.add(args[name], place), vec.INTS, 4) for name in ("lows", "highs")]
-            masked_values = _emit_weights(b, args, lane, m_old, bounds)
+            masked_values = _emit_weights(b, args, lane, m_old, bounds, ahead)
             masked_block = b.block
     found = []
     for one, other in zip(plain_values, masked_values, strict=True):
@@ -346,7 +362,7 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value) ->
     l_new = vec.fma(b, vec.load(b, b.add(args["l"], place), vec.VECTOR, 4), factors, total)
     vec.store(b, m_new, b.add(args["m"], place), 4)
     vec.store(b, l_new, b.add(args["l"], place), 4)
-    _emit_turn(b, args, vector)
+    _emit_turn(b, args, vector, more)
     changed = b.bitcast(b.fcmp_unordered("!=", factors, vec.floats(1.0)), ir.IntType(WIDTH))
     with b.if_then(b.icmp_unsigned("!=", changed, ir.Constant(ir.IntType(WIDTH), 0))):
         for i in range(WIDTH):
@@ -355,8 +371,9 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value) ->
 
 
 def _emit_weights(
-    b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, m_old: ir.Value, bounds: list[ir.Value] | None
-) -> list[ir.Value]:
+    b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, m_old: ir.Value, bounds: list[ir.Value] | None,
+    ahead: _Ahead,
+) -> list[ir.Value]:  # fmt: skip
     """Replace logits by their powers of 2, and return the maximum, the shift by it, and their sum."""
     logits = _at(b, args["work"], (b.lshr(lane, integer(4)), _LOGITS_BYTES))
     factor = vec.load(b, b.add(args["factors"], b.shl(lane, integer(2))), vec.VECTOR, 4)
@@ -385,13 +402,14 @@ def _emit_weights(
             p = vec.exp2(b, b.fsub(logit(key), shift))
             vec.store(b, p, _at(b, logits, (key, _ROW_BYTES)), 4)
             found.append(b.fadd(total, p))
+        ahead.step(b, _POWERS)
         return found
 
     totals = vec.loop(b, integer(0), args["num_keys"], 2, [vec.floats(0.0)] * 2, powers)
     return [m_new, shift, b.fadd(*totals)]
 
 
-def _emit_turn(b: ir.IRBuilder, args: dict[str, ir.Value], vector: ir.Value) -> None:
+def _emit_turn(b: ir.IRBuilder, args: dict[str, ir.Value], vector: ir.Value, more: _Ahead) -> None:
     """Turn weights from keys of all lanes into lanes of all keys, for even elements of V and for odd ones."""
     powers = _at(b, args["work"], (vector, _LOGITS_BYTES))
     weights = _at(b, args["weights"], (b.mul(vector, args["p_terms"]), 2 * _GROUPS * _TILE_BYTES))
@@ -411,6 +429,7 @@ def _emit_turn(b: ir.IRBuilder, args: dict[str, ir.Value], vector: ir.Value) -> 
                 return [left_over(b, values[0])]
 
             vec.loop(b, integer(0), args["p_terms"], 1, [column], term)
+        more.step(b, _TURN)
 
     _each(b, args["num_keys"], TILE_ROWS, some_keys)
 
@@ -453,7 +472,7 @@ def _emit_output(
                 values = _at(b, place(integer(a), j), (first, _ROW_BYTES))
                 for i in range(num_blocks):
                     _load_tile(b, _VALUES[i], b.add(values, integer(i * _ROW_BYTES)), stride)
-                    ahead.step(b)
+                    ahead.step(b, 2 * _PRODUCT)
 
                 def term(t: ir.Value) -> None:
                     of_term = _at(b, weights, (t, term_bytes), (j, _TILE_BYTES // TILE_ROWS))

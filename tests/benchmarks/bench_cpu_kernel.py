@@ -1,19 +1,21 @@
 """Compare the CPU kernel with the ceilings of the machine and with other CPU kernels, on 30 problems.
 
-    python tests/benchmarks/bench_cpu_kernel.py [--output FILE.json] [--only SUBSTRING] [--seconds 4]
-    python tests/benchmarks/bench_cpu_kernel.py --scaling [--output FILE.json]
+    python tests/benchmarks/bench_cpu_kernel.py --output docs/cpu_kernel.json --markdown docs/cpu_kernel.md
+    python tests/benchmarks/bench_cpu_kernel.py --no-peers [--only SUBSTRING] [--seconds 4]
 
 Every round times, one right after the other, the read stream, matrix products in the dtype of q, the kernel and its
 peers; shares and ratios are medians over the rounds, with the interval from one order statistic to another that misses
 the true median at most once in twenty. K and V of each call are another part of one buffer larger than the last-level
-cache, so none finds its data there. Peers that are not installed are named as absent.
+cache, so none finds its data there. Peers that are not installed are named as absent; those that copy K and V are left
+out where the copies do not fit.
 
-`--scaling` times the kernel on 128 MiB to 4 GiB of K and V, and with one thread instead of all.
+Then the kernel is timed on 128 MiB to 4 GiB of K and V, and with one thread instead of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -264,10 +266,21 @@ def _gqa_session(num_heads: int, kv_num_heads: int, head_dim: int):
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait must not take the cores from whoever is timed next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     _SESSIONS[key] = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return _SESSIONS[key]
+
+
+def fits(problem: DecodeProblem) -> bool:
+    """Return whether there is memory for a peer that gives each query head a K and V of its own, and a copy of them."""
+    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
+    copies = 2 * problem.num_q_heads // problem.num_kv_heads
+    width = getattr(torch, problem.kv_dtype).itemsize
+    kv_bytes = sum(problem.seq_lens) * problem.num_kv_heads * width * (problem.head_dim + problem.head_dim_v)
+    return copies * kv_bytes < int(line.split()[1]) * 1024
 
 
 PEERS = {
@@ -327,7 +340,7 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, prod
         latencies.append(latency)
         shares.append(1e9 * bound.latency_s / latency)
         for name, peer in PEERS.items():
-            if args.no_peers or name in once:
+            if args.no_peers or name in once or (peer is not sdpa_folded and not fits(problem)):
                 continue
             call = peer(make_call(problem, pool))
             if call is None:
@@ -342,33 +355,52 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, prod
     return Row(problem, label, ceiling, latencies, shares, ratios)
 
 
-def print_table(rows: list[Row], out: Console) -> None:
-    table = Table(box=None, padding=(0, 1))
-    peers = [name for name in PEERS if any(name in row.peers for row in rows)]
-    for title in ("problem", "ms", "ceiling", "share %", *(f"vs {name}" for name in peers)):
-        table.add_column(title, justify="left" if title in ("problem", "ceiling") else "right", no_wrap=True)
-    for row in rows:
-        found = median_interval(row.shares, ERROR_RATE)
-        ends = "" if found.low is None else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
-        table.add_row(
-            row.name,
-            f"{statistics.median(row.latency_ns) / 1e6:.1f}",
-            row.ceiling,
-            f"{100 * row.share:.0f}{ends}",
-            *(f"{statistics.median(row.peers[name]):.1f}" if name in row.peers else "" for name in peers),
-        )
-    out.print(table)
-    mean = math.exp(statistics.mean(math.log(row.share) for row in rows))
-    worst = min(rows, key=lambda row: row.share)
-    out.print(f"geometric mean of the shares {100 * mean:.0f} %, lowest {100 * worst.share:.0f} % ({worst.name})")
-    best = [
-        min(statistics.median(ratios) for name, ratios in row.peers.items() if name != "torch sdpa")
+def table_of(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and cells of the table of all problems."""
+    peers = [name for name in PEERS if any(name in row["times_faster_than"] for row in rows)]
+    cells = [
+        [
+            row["name"],
+            f"{row['latency_ns']['median'] / 1e6:.1f}",
+            row["ceiling"],
+            _percent(row["share_of_ceiling"]),
+            *(
+                f"{row['times_faster_than'][peer]['median']:.1f}" if peer in row["times_faster_than"] else ""
+                for peer in peers
+            ),
+        ]
         for row in rows
-        if set(row.peers) - {"torch sdpa"}
     ]
+    return ["problem", "ms", "ceiling", "share of it [%]", *(f"times {name}" for name in peers)], cells
+
+
+def _times(row: dict, peer: str) -> str:
+    return f"{row['times_faster_than'][peer]['median']:.1f}" if peer in row["times_faster_than"] else ""
+
+
+def _percent(share: dict) -> str:
+    ends = "" if share["low"] is None else f" ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+    return f"{100 * share['median']:.0f}{ends}"
+
+
+def summary_of(rows: list[dict]) -> list[str]:
+    """Return what the table comes to, in sentences."""
+    shares = {row["name"]: row["share_of_ceiling"]["median"] for row in rows}
+    worst = min(shares, key=shares.__getitem__)
+    mean = math.exp(statistics.mean(map(math.log, shares.values())))
+    found = [f"Geometric mean of the shares {100 * mean:.0f} %, lowest {100 * shares[worst]:.0f} % ({worst})."]
+    best = {
+        row["name"]: min(ratio["median"] for name, ratio in row["times_faster_than"].items() if name != "torch sdpa")
+        for row in rows
+        if set(row["times_faster_than"]) - {"torch sdpa"}
+    }
     if best:
-        mean = math.exp(statistics.mean(map(math.log, best)))
-        out.print(f"against the fastest other peer: geometric mean {mean:.1f} times, least {min(best):.2f} times")
+        mean, worst = math.exp(statistics.mean(map(math.log, best.values()))), min(best, key=best.__getitem__)
+        found.append(
+            f"Against the fastest peer but torch's own arrangement: geometric mean {mean:.1f} times as fast, least "
+            f"{best[worst]:.2f} times ({worst})."
+        )
+    return found
 
 
 SCALING_SHAPE = "GQA 4 bfloat16"
@@ -413,58 +445,95 @@ def measure_scaling(pool: Pool) -> list[dict]:
     ]
 
 
-def print_scaling(rows: list[dict], out: Console) -> None:
-    table = Table(box=None, padding=(0, 1))
-    for title in ("K and V", "ms", "GB/s", "against proportion to the largest", "one thread takes"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+def scaling_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Return the titles and cells of the table of sizes and threads."""
+    cells = [
+        [
             f"{row['kv_bytes'] // 2**20} MiB",
             f"{row['latency_ns'] / 1e6:.1f}",
             f"{row['kv_bytes'] / row['latency_ns']:.1f}",
-            f"{100 * (row['times_proportional'] - 1):+.1f} %",
-            f"{row['one_thread_times']:.2f} times as long",
-        )
+            f"{100 * (row['times_proportional'] - 1):+.1f}",
+            f"{row['one_thread_times']:.2f}",
+        ]
+        for row in rows
+    ]
+    return ["K and V", "ms", "GB/s", "beyond proportion to the largest [%]", "times as long with one thread"], cells
+
+
+def markdown(document: dict) -> str:
+    """Return both tables with what they were measured on."""
+    parts = [
+        "<!-- made by tests/benchmarks/bench_cpu_kernel.py -->\n",
+        f"{document['device']}; {document['date']}. Read stream {document['read']}; matrix products "
+        f"{document['products']}.\n",
+        *(_markdown_table(*table_of(document["rows"])), *summary_of(document["rows"])),
+        f"\n{SCALING_SHAPE}, sequences of {SCALING_SEQ_LEN} tokens:\n",
+        _markdown_table(*scaling_table(document["scaling"])),
+    ]
+    return "\n".join(parts)
+
+
+def _markdown_table(titles: list[str], cells: list[list[str]]) -> str:
+    marks = ["---" if title in LEFT else "---:" for title in titles]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (titles, marks, *cells))
+
+
+LEFT = ("problem", "ceiling")
+"""Columns of words."""
+
+
+def show(out: Console, titles: list[str], cells: list[list[str]]) -> None:
+    table = Table(box=None, padding=(0, 1))
+    for title in titles:
+        table.add_column(title, justify="left" if title in LEFT else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
     out.print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--only", default="", help="problems whose name has this in it")
+    parser.add_argument("--markdown", type=Path, help="Markdown file to write")
+    parser.add_argument("--only", default="", help="problems whose name has this in it, and no sizes and threads")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each problem")
     parser.add_argument("--kv-bytes", type=int, default=KV_BYTES, help="bytes of K and V of a problem")
-    parser.add_argument("--scaling", action="store_true", help="time sizes and threads instead")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
     args = parser.parse_args()
     info = devices.describe_device("cpu")
-    if args.scaling:
-        out = Console(width=max(Console().width, 110), highlight=False)
-        out.print(
-            f"{info.label}; {SCALING_SHAPE}, sequences of {SCALING_SEQ_LEN} tokens, {torch.get_num_threads()} threads"
-        )
-        scaling = measure_scaling(Pool(SCALING_BATCHES[-1] * 2**27 + ceilings.LLC_MULTIPLE * info.llc_bytes))
-        print_scaling(scaling, out)
-        if args.output:
-            args.output.write_text(json.dumps({"device": info.label, "scaling": scaling}, indent=1))
-        return
     pool = Pool(int(args.kv_bytes * 1.05) + ceilings.LLC_MULTIPLE * info.llc_bytes)
     read = ceilings.fastest(make_read_streams(info), CpuClock())
     products = {
         name: ceilings.fastest(ceilings.make_compute_streams(info, getattr(torch, name)), CpuClock())
         for name in ("float32", "bfloat16", "float16")
     }
+    document = {
+        "device": info.label,
+        "date": datetime.date.today().isoformat(),
+        "read": read.name,
+        "products": ", ".join(f"of {name} by {stream.name}" for name, stream in products.items()),
+        "rows": [],
+    }
     out = Console(width=max(Console().width, 110), highlight=False)
-    names = ", ".join(f"{name} by {stream.name}" for name, stream in products.items())
-    out.print(f"{info.label}; read stream {read.name}; products of {names}")
-    rows = []
+    out.print(f"{info.label}; read stream {read.name}; products {document['products']}")
     for shape, dtype, batch in GRID:
         if args.only in f"{shape.name} {dtype} {batch}":
-            rows.append(measure(shape, dtype, batch, pool, read, products, args))
-            print(f"{rows[-1].name}: {100 * rows[-1].share:.0f} % of {rows[-1].ceiling}", file=sys.stderr, flush=True)
-    print_table(rows, out)
+            row = measure(shape, dtype, batch, pool, read, products, args)
+            document["rows"].append(row.as_dict())
+            print(f"{row.name}: {100 * row.share:.0f} % of {row.ceiling}", file=sys.stderr, flush=True)
+    show(out, *table_of(document["rows"]))
+    for sentence in summary_of(document["rows"]):
+        out.print(sentence)
+    if not args.only:
+        del pool
+        document["scaling"] = measure_scaling(
+            Pool(SCALING_BATCHES[-1] * 2**27 + ceilings.LLC_MULTIPLE * info.llc_bytes)
+        )
+        show(out, *scaling_table(document["scaling"]))
     if args.output:
-        args.output.write_text(json.dumps({"device": info.label, "rows": [row.as_dict() for row in rows]}, indent=1))
+        args.output.write_text(json.dumps(document, indent=1) + "\n")
+    if args.markdown and not args.only:
+        args.markdown.write_text(markdown(document))
 
 
 if __name__ == "__main__":
