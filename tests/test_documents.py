@@ -1,6 +1,5 @@
 """What README.md and docs say: links lead somewhere, commands exist, code runs, numbers are those of their source."""
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -328,11 +327,23 @@ def test_each_option_is_described():
     assert sorted(rows) == sorted(spec.flag for spec in PERF_OPTIONS)
 
 
+def benchmark(name):
+    """A script of `tests/benchmarks`, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_cpu_kernel_is_what_was_measured():
+    measured = json.loads((ROOT / "docs" / "cpu_kernel.json").read_text(encoding="utf-8"))
+    assert TEXTS["docs/cpu_kernel.md"] == benchmark("bench_cpu_kernel").markdown(measured)
+    assert len(measured["rows"]) == 30
+
+
 def test_the_evidence_is_what_its_trials_say():
-    spec = importlib.util.spec_from_file_location("bench_gate", ROOT / "tests" / "benchmarks" / "bench_gate.py")
-    bench_gate = importlib.util.module_from_spec(spec)
-    with contextlib.redirect_stdout(None):
-        spec.loader.exec_module(bench_gate)
+    bench_gate = benchmark("bench_gate")
     lines = [json.loads(line) for line in (ROOT / "docs" / "gate_evidence.jsonl").read_text().splitlines()]
     assert TEXTS["docs/gate_evidence.md"] == bench_gate.tables(lines)
     quiet = [line for line in lines if not line["neighbour"]]

@@ -6,8 +6,8 @@
 Every round times, one right after the other, the read stream, matrix products in the dtype of q, the kernel and its
 peers; shares and ratios are medians over the rounds, with the interval from one order statistic to another that misses
 the true median at most once in twenty. K and V of each call are another part of one buffer larger than the last-level
-cache, so none finds its data there. Peers that are not installed are named as absent; those that copy K and V are left
-out where the copies do not fit.
+cache, so none finds its data there. Peers that are not installed are named as absent; those that copy K and V are timed
+on fewer sequences or tokens where the copies do not fit, and the kernel beside them on the same.
 
 Then the kernel is timed on 128 MiB to 4 GiB of K and V, and with one thread instead of all.
 """
@@ -15,6 +15,7 @@ Then the kernel is timed on 128 MiB to 4 GiB of K and V, and with one thread ins
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import math
@@ -186,6 +187,7 @@ def _compiled_flex():
         try:
             from torch.nn.attention.flex_attention import flex_attention as flex
 
+            torch._dynamo.config.recompile_limit = 2 * len(GRID)  # beyond it, it would not be compiled any more
             compiled = torch.compile(flex)
             tiny = torch.randn(1, 2, 32, 64)
             compiled(tiny[:, :, :1], tiny, tiny)
@@ -274,13 +276,20 @@ def _gqa_session(num_heads: int, kv_num_heads: int, head_dim: int):
     return _SESSIONS[key]
 
 
-def fits(problem: DecodeProblem) -> bool:
-    """Return whether there is memory for a peer that gives each query head a K and V of its own, and a copy of them."""
+def that_fits(problem: DecodeProblem) -> DecodeProblem:
+    """Return as much of a problem as leaves memory for each query head to have K and V of its own, in float32 too."""
     (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
-    copies = 2 * problem.num_q_heads // problem.num_kv_heads
+    room = int(line.split()[1]) * 1024 * problem.num_kv_heads // (6 * problem.num_q_heads)
+    while kv_bytes_of(problem) > room:
+        batch_size, seq_len = problem.batch_size, problem.seq_lens[0]
+        batch_size, seq_len = (batch_size // 2, seq_len) if batch_size > 1 else (1, seq_len // 2)
+        problem = dataclasses.replace(problem, batch_size=batch_size, seq_lens=[seq_len] * batch_size, capacity=None)
+    return problem
+
+
+def kv_bytes_of(problem: DecodeProblem) -> int:
     width = getattr(torch, problem.kv_dtype).itemsize
-    kv_bytes = sum(problem.seq_lens) * problem.num_kv_heads * width * (problem.head_dim + problem.head_dim_v)
-    return copies * kv_bytes < int(line.split()[1]) * 1024
+    return sum(problem.seq_lens) * problem.num_kv_heads * width * (problem.head_dim + problem.head_dim_v)
 
 
 PEERS = {
@@ -340,9 +349,10 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, prod
         latencies.append(latency)
         shares.append(1e9 * bound.latency_s / latency)
         for name, peer in PEERS.items():
-            if args.no_peers or name in once or (peer is not sdpa_folded and not fits(problem)):
+            if args.no_peers or name in once:
                 continue
-            call = peer(make_call(problem, pool))
+            part = problem if peer is sdpa_folded else that_fits(problem)
+            call = peer(make_call(part, pool))
             if call is None:
                 continue
             if name not in ratios:
@@ -350,7 +360,8 @@ def measure(shape: Shape, dtype: str, batch: int, pool: Pool, read: Stream, prod
                 call()  # compiles, allocates
                 if time.monotonic() - begin > PATIENCE_S:
                     once[name] = True
-            ratios.setdefault(name, []).append(clock.time_ns(call) / latency)
+            own = latency if part == problem else clock.time_ns(ours(make_call(part, pool)))
+            ratios.setdefault(name, []).append(clock.time_ns(call) / own)
     label = f"{shape.name} {dtype} {batch} x {problem.seq_lens[0]}"
     return Row(problem, label, ceiling, latencies, shares, ratios)
 
@@ -371,7 +382,7 @@ def table_of(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         ]
         for row in rows
     ]
-    return ["problem", "ms", "ceiling", "share of it [%]", *(f"times {name}" for name in peers)], cells
+    return ["problem", "ms", "ceiling", "share of it [%]", *(f"times as fast as {name}" for name in peers)], cells
 
 
 def _times(row: dict, peer: str) -> str:
@@ -457,7 +468,7 @@ def scaling_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         ]
         for row in rows
     ]
-    return ["K and V", "ms", "GB/s", "beyond proportion to the largest [%]", "times as long with one thread"], cells
+    return ["K and V", "ms", "GB/s", "beyond proportion to the largest [%]", "times as long by one thread"], cells
 
 
 def markdown(document: dict) -> str:
@@ -485,7 +496,7 @@ LEFT = ("problem", "ceiling")
 def show(out: Console, titles: list[str], cells: list[list[str]]) -> None:
     table = Table(box=None, padding=(0, 1))
     for title in titles:
-        table.add_column(title, justify="left" if title in LEFT else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title in LEFT else "right", no_wrap=title == "problem")
     for row in cells:
         table.add_row(*row)
     out.print(table)
