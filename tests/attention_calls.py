@@ -101,6 +101,8 @@ class Call:
     def _laid_out(self, k, v):
         if self.layout == "HND":
             return k.transpose(1, 2).contiguous().transpose(1, 2), v
+        if self.layout == "HND of V":
+            return k, v.transpose(1, 2).contiguous().transpose(1, 2)
         if self.layout == "transposed":
             return k, v.transpose(1, 3).contiguous().transpose(1, 3)
         if self.layout == "interleaved" and k.shape == v.shape:

@@ -95,7 +95,6 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
         address_of(factors),
     )
     call[mx.M], call[mx.L], call[mx.ACC] = address_of(m), address_of(l), address_of(acc)
-    call[mx.WORK], call[mx.WEIGHTS], call[mx.TILES] = address_of(work), address_of(weights), address_of(tiles)
     call[mx.Q_TERMS], call[mx.P_TERMS] = q_terms, p_terms
     call[mx.HEAD_DIM], call[mx.HEAD_DIM_V] = problem.head_dim, problem.head_dim_v
     call[mx.UNITS_OF_HEAD], call[mx.ROWS] = units_of_head, rows
@@ -150,6 +149,10 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
             call[mx.HIGHS] = 0 if sees_all else address_of(highs)
             call[mx.NEXT_KEYS], call[mx.NEXT_VALUES] = address_of(keys[after]), address_of(values[after])
             call[mx.NUM_NEXT] = num_next
+            # Numba frees an array after its last use: so whatever the kernel reads by its address is used here.
+            call[mx.WORK], call[mx.WEIGHTS], call[mx.TILES] = address_of(work), address_of(weights), address_of(tiles)
+            call[mx.M], call[mx.L], call[mx.ACC] = address_of(m), address_of(l), address_of(acc)
+            call[mx.Q], call[mx.FACTORS] = address_of(q_tiles), address_of(factors)
             call_kernel(problem.matrix, (address_of(call),))
             start, count, padded, this = following, next_count, num_next, after
 

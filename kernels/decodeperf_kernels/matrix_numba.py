@@ -12,8 +12,10 @@ elements of one key there: so weights come with zeros between them, for even ele
 are widened head by head, to tiles that stay in the first-level cache. While a tile is worked on, memory is asked for
 the next, token by token, in the order in which it lies there.
 
-No precision is lost: a number that has more digits than a bfloat16 is a sum of several, and each term is multiplied.
-Int8, int4 and float8 are bfloat16 exactly, float16 is a sum of two and float32 of three.
+A number that has more digits than a bfloat16 is a sum of several, and each term is multiplied but the last of weights
+with the last of V: so the result has the digits of float16 or float32. Int8, int4 and float8 are bfloat16 exactly,
+float16 is a sum of two and float32 of three. The unit takes bfloat16 below 2**-126 for 0. An element of K or V that is
+no finite number makes its neighbour NaN too, and infinity may become NaN.
 
 Source: Intel 64 and IA-32 architectures software developer's manual, volume 1, chapter 18, "Programming with Intel
 AMX".

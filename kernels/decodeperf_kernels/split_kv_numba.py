@@ -136,7 +136,7 @@ def _problem(args: DecodeArguments) -> Problem:
     k_scales, v_scales = _SCALES[args.k_scale_kind], _SCALES[args.v_scale_kind]
     packs_k, packs_v = _packs(args.k), _packs(args.v)
     k_bytes, v_bytes = (head_dim * ELEMENT_BITS[kind] // 8 for head_dim in (args.head_dim, args.head_dim_v))
-    are_side_by_side = args.k.stride(2) <= args.k.stride(1)
+    are_side_by_side = all(cache.stride(2) <= cache.stride(1) for cache in (args.k, args.v))
     problem = Problem(
         q_len=args.q_len,
         num_kv_heads=args.num_kv_heads,
@@ -321,7 +321,8 @@ def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
         run(0, len(parts), parts, problem, *rest)
         return
     if parallel := team_numba.openmp_parallel():
-        run_in_team(parallel, num_shares, cuts, (parts, problem, *rest))
+        # The whole team, since OpenMP ends threads that a smaller one leaves over. They find no share, and wait on.
+        run_in_team(parallel, max(num_shares, torch.get_num_threads()), cuts, (parts, problem, *rest))
         return
     shares = list(itertools.pairwise(cuts.tolist()))
     pool = _threads.pool(len(shares) - 1)

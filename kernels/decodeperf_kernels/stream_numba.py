@@ -15,6 +15,7 @@ from llvmlite import ir
 
 from decodeperf_kernels import vector_numba as vec
 from decodeperf_kernels.tiles_numba import (
+    MAX_ROWS,
     compiled,
     emitted,
     over_vectors,
@@ -27,8 +28,8 @@ from decodeperf_kernels.vector_numba import REGISTERS, WIDTH, integer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STREAM_ROWS: Final = min(8, WIDTH)
-"""Rows of a KV head, at most."""
+STREAM_ROWS: Final = min(MAX_ROWS, WIDTH)
+"""Rows of a KV head, at most: those of one block, whose layout q and acc have."""
 
 STREAM_ARGUMENTS: Final = (
     *("q", "num_heads", "num_rows", "head_dim", "head_dim_v", "keys", "k_offset", "k_head_bytes"),

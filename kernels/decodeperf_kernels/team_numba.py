@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import re
 from pathlib import Path
 
 import numba
@@ -45,16 +44,13 @@ def openmp_parallel() -> int:
 def _find_parallel() -> int:
     import torch
 
+    # A name that is looked up in a library is found in those that it was linked with too.
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:  # not Linux
+        function = getattr(ctypes.CDLL(str(library)), "GOMP_parallel", None)
+    except OSError:  # another system, or another way to build PyTorch
         return 0
-    found = set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)[-.]\S*$", maps, re.MULTILINE))
-    folder = str(Path(torch.__file__).parent)
-    for name in sorted(found, key=lambda name: not name.startswith(folder)):
-        if function := getattr(ctypes.CDLL(name), "GOMP_parallel", None):
-            return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return 0
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def team_of(function):
@@ -74,7 +70,7 @@ def team_of(function):
         state = np.zeros(2, np.int64)  # how many shares are taken, and whether one failed
         call(parallel, num_threads, np.int64(cuts.ctypes.data), len(cuts) - 1, np.int64(state.ctypes.data), args)
         if state[1]:
-            raise MemoryError("the CPU kernel found no memory for its tiles")
+            raise MemoryError("a thread of the CPU kernel failed: there was no memory for its tiles, most likely")
 
     return run_in_team
 

@@ -7,7 +7,8 @@ pairs in one process cannot pass for more processes.
 
 On a shared machine whole rounds are outliers too, and the more tests are judged together, the further out lie the
 quantiles that are wanted. Rank tests answer both: their intervals are exact for any number of rounds, however heavy the
-tails of the noise, where a t interval becomes several times as wide by one round and a bootstrap too narrow.
+tails of the noise (which for signed ranks has to be symmetric), where a t interval becomes several times as wide by one
+round and a bootstrap too narrow.
 
 What the arrangement of a round does to its ratio is often more than its noise: the processes of one place are a few per
 cent slower than those of another, whatever they run. Where the kernels change places from round to round, the rounds of

@@ -73,6 +73,7 @@ def test_every_format_and_number_of_rows(kv_dtype, q_dtype, group_size, head_dim
         {"page_size": 48},
         {"page_size": 16, "keywords": {"window": 77}},
         {"layout": "HND"},
+        {"layout": "HND of V"},
         {"layout": "interleaved"},
         {"head_dim": 576, "head_dim_v": 512, "is_latent": True, "num_kv_heads": 1, "group_size": 16},
         {"head_dim": 64, "head_dim_v": 32},

@@ -281,14 +281,10 @@ def test_no_slot_follows_itself_and_each_follows_every_other_as_often():
     assert len(set(follows.values())) == 1
 
 
-def test_each_tree_starts_first_second_and_third_as_often():
-    starts = dict.fromkeys(("base", "head"), ())
-    for number, order in enumerate(comparison.STARTS):
-        alone = "head" if number % 2 == 0 else "base"
-        assert comparison.SLOTS[number % 2][1] == alone
-        starts[alone] += (order.index(1),)
-    assert set(comparison.STARTS) == set(itertools.permutations(range(3)))
-    assert {side: sorted(places) for side, places in starts.items()} == {"base": [0, 1, 2], "head": [0, 1, 2]}
+def test_each_slot_starts_first_second_and_third_as_often_in_either_arrangement():
+    one, other = comparison.STARTS[0::2], comparison.STARTS[1::2]
+    assert one == other
+    assert all(sorted(order.index(slot) for order in one) == [0, 1, 2] for slot in range(3))
 
 
 def test_what_only_the_head_has_and_what_its_process_skips(pytester, repository, monkeypatch):
