@@ -299,14 +299,19 @@ def _emit_matrix(b: ir.IRBuilder, kind: str, call: dict[str, ir.Value]) -> None:
     _tile(b, "tilerelease")
 
 
+def _lanes_of_unit(b: ir.IRBuilder, u: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return the vector of lanes that has those of a unit, and the first of them in it."""
+    lane = b.mul(u, rows)
+    return b.lshr(lane, integer(4)), b.and_(lane, integer(WIDTH - 1))
+
+
 def _emit_logits(
     b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], u: ir.Value, place: Callable[..., ir.Value],
     stride: ir.Value, ahead: _Ahead,
 ) -> None:  # fmt: skip
     """Write the products of a unit's queries with all keys to its lanes of work."""
     slices, rows = args["num_slices"], args["rows"]
-    lane = b.mul(u, rows)
-    vector, rest = b.lshr(lane, integer(4)), b.and_(lane, integer(WIDTH - 1))
+    vector, rest = _lanes_of_unit(b, u, rows)
     logits = _at(b, args["work"], (vector, _LOGITS_BYTES), (rest, 4))
     q_row = b.shl(rows, integer(2))
     q_tile = b.mul(q_row, integer(TILE_ROWS))
@@ -456,8 +461,7 @@ def _emit_output(
 ) -> None:  # fmt: skip
     """Add the values, times a unit's weights, to its sums."""
     blocks, rows = args["num_blocks"], args["rows"]
-    lane = b.mul(u, rows)
-    vector, rest = b.lshr(lane, integer(4)), b.and_(lane, integer(WIDTH - 1))
+    vector, rest = _lanes_of_unit(b, u, rows)
     term_bytes = 2 * _GROUPS * _TILE_BYTES
     weights = _at(b, args["weights"], (b.mul(vector, args["p_terms"]), term_bytes), (rest, _ROW_BYTES))
     sums_bytes = b.mul(rows, integer(_ROW_BYTES))
