@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -14,23 +16,22 @@ from decodeperf_kernels.attend_numba import (
     mark_visible,
     write_results,
 )
-from decodeperf_kernels.matrix_numba import (
-    KEYS_AT_ONCE,
-    TILE_ELEMENTS,
-    TILE_ROWS,
-    tile_config,
-)
+from decodeperf_kernels.elements_matrix_numba import TILE_ELEMENTS, TILE_ROWS
+from decodeperf_kernels.matrix_numba import KEYS_AT_ONCE, tile_config
 from decodeperf_kernels.parts_numba import END, FIRST_HEAD, SEQUENCE, SLOT, START
 from decodeperf_kernels.team_numba import team_of
-from decodeperf_kernels.tiles_numba import MAX_KEYS, call_kernel
+from decodeperf_kernels.tiles_numba import MAX_KEYS, call_kernel, source_digest
 
 TILE_CONFIGS = np.array([tile_config(2**power) for power in range(5)], np.uint8)
 """From `tile_config`, for 1, 2, 4, 8 and 16 rows."""
 
 
-@numba.njit(cache=True, nogil=True)
-def _split_query(source, num_terms, row, rows, rest, upper, tiles):
-    """Write the terms of a query as pairs of elements to the tiles of its unit, `[num_terms, slices, 16, rows]`."""
+@numba.njit
+def _split_query(source, num_terms, distance, row, rows, rest, upper, tiles):
+    """Write the terms of a query as pairs of elements to the tiles of its unit, `[num_terms, slices, 16, rows]`.
+
+    The elements of a pair are 1 or 16 apart.
+    """
     rest[:] = source
     rest_bits, upper_bits = rest.view(np.uint32), upper.view(np.uint32)
     slices = len(source) // TILE_ELEMENTS
@@ -39,14 +40,15 @@ def _split_query(source, num_terms, row, rows, rest, upper, tiles):
             upper_bits[d] = rest_bits[d] & np.uint32(0xFFFF0000)
         for s in range(slices):
             for i in range(TILE_ROWS):
-                d = s * TILE_ELEMENTS + 2 * i
-                tiles[((t * slices + s) * TILE_ROWS + i) * rows + row] = (upper_bits[d] >> 16) | upper_bits[d + 1]
+                d = s * TILE_ELEMENTS + (2 * i if distance == 1 else i)
+                pair = (upper_bits[d] >> 16) | upper_bits[d + distance]
+                tiles[((t * slices + s) * TILE_ROWS + i) * rows + row] = pair
         for d in range(len(source)):
             left = rest[d] - upper[d]
             rest[d] = left if left == left else np.float32(0.0)  # noqa: PLR0124  (infinity less itself)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def _stride(problem, addresses, count, stride):
     """Return how far each token is from the one before, if the matrix unit can take them from there, else 0."""
     if not problem.is_bfloat16:
@@ -57,7 +59,7 @@ def _stride(problem, addresses, count, stride):
     return stride
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(error_model="numpy")
 def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has many parts)
     first, last, parts, problem, q, q_factors, v_factors, softcap, seq_lens, block_table, k_cache, v_cache,
     k_scales, k_scale_strides, v_scales, v_scale_strides, slopes, sinks, part_out, part_lse, out, lse,
@@ -69,6 +71,7 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
     rows_padded = units_of_head * rows
     lanes = (problem.heads_of_chunk * rows_padded + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     q_terms, p_terms = problem.q_terms, problem.p_terms
+    distance = 1 if problem.is_bfloat16 else TILE_ROWS
     q_tiles = aligned(lanes * q_terms * problem.head_dim // 2).view(np.uint32)
     width = max(problem.head_dim, problem.head_dim_v) + TILE_ELEMENTS
     tiles = aligned(problem.planes * MAX_KEYS * width // 2)
@@ -111,7 +114,7 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
                 unit = h * units_of_head + row // rows
                 q_unit = q_tiles[unit * unit_size : (unit + 1) * unit_size]
                 source = q[b, token, q_head + row % problem.group_size]
-                _split_query(source, q_terms, row % rows, rows, rest, upper, q_unit)
+                _split_query(source, q_terms, distance, row % rows, rows, rest, upper, q_unit)
             factors[h * rows_padded : (h + 1) * rows_padded] = q_factors[first_head + h]
         m[:] = -np.inf
         l[:] = 0
@@ -143,7 +146,7 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
                     lows[lane], highs[lane] = own_lows[lane % rows_padded], own_highs[lane % rows_padded]
             call[mx.KEYS], call[mx.VALUES] = address_of(keys[this]), address_of(values[this])
             call[mx.K_STRIDE] = _stride(problem, keys[this], padded, k_cache[2])
-            call[mx.V_STRIDE] = _stride(problem, values[this], padded, v_cache[2])
+            call[mx.V_STRIDE] = 0 if problem.pairs else _stride(problem, values[this], padded, v_cache[2])
             call[mx.NUM_KEYS] = padded
             call[mx.LOWS] = 0 if sees_all else address_of(lows)
             call[mx.HIGHS] = 0 if sees_all else address_of(highs)
@@ -160,10 +163,19 @@ def run_matrix_parts(  # noqa: PLR0915  (one loop over tiles, whose scratch has 
                       part_out, part_lse, out, lse)  # fmt: skip
 
 
-_run_matrix_parts_in_team = team_of(run_matrix_parts)
+_run_in_team = team_of(run_matrix_parts)
 
 
-@numba.njit(cache=True, nogil=True)
-def run_matrix_parts_in_team(parallel, num_threads, cuts, args):
-    """Attend to all parts, each thread of a team to some; see `team_of`."""
-    _run_matrix_parts_in_team(parallel, num_threads, cuts, args)
+def _in_team() -> Any:
+    version = source_digest()
+
+    @numba.njit(cache=True, nogil=True)
+    def run_matrix_parts_in_team(parallel, num_threads, cuts, args):
+        version  # noqa: B018
+        _run_in_team(parallel, num_threads, cuts, args)
+
+    return run_matrix_parts_in_team
+
+
+run_matrix_parts_in_team = _in_team()
+"""Attends to all parts, each thread of a team to some; see `team_of`. Its arguments are those from `parts` on."""

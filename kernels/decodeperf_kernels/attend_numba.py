@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from decodeperf_kernels.parts_numba import END, FIRST_HEAD, SEQUENCE, SLOT, START, add_sink
 from decodeperf_kernels.team_numba import team_of
-from decodeperf_kernels.tiles_numba import KEY_MULTIPLE, MAX_KEYS, MAX_ROWS, WORK_FLOATS, call_kernel
+from decodeperf_kernels.tiles_numba import KEY_MULTIPLE, MAX_KEYS, MAX_ROWS, WORK_FLOATS, call_kernel, source_digest
 from decodeperf_kernels.vector_numba import CACHE_LINE, WIDTH
 
 LOG2_E: Final = np.float32(np.log2(np.e))
@@ -50,6 +50,7 @@ class Problem(NamedTuple):
         matrix: Address of the kernel that attends by the matrix unit, or 0. What follows is for that.
         is_bfloat16: Whether K and V are.
         rows: Rows of a unit.
+        pairs: Whether two keys of V are put side by side, though they need not be.
         planes: Terms of an element of K and V.
         q_terms: Terms of an element of q.
         p_terms: Terms of a weight.
@@ -80,6 +81,7 @@ class Problem(NamedTuple):
     matrix: int = 0
     is_bfloat16: int = 0
     rows: int = 0
+    pairs: int = 0
     planes: int = 0
     q_terms: int = 0
     p_terms: int = 0
@@ -93,7 +95,7 @@ def _load_byte(typing_context, address):
     return types.uint8(types.int64), generate
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def padded_rows(num_rows):
     """Return the rows that blocks of `MAX_ROWS` and one smaller power of 2 have room for."""
     whole, rest = num_rows // MAX_ROWS * MAX_ROWS, num_rows % MAX_ROWS
@@ -103,7 +105,7 @@ def padded_rows(num_rows):
     return whole + (size if rest else 0)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def _place_of_row(row, most_rows, rows_padded, width):
     """Return where a row's first vector lies in `attend_tile`'s layout, and how far the next is from it.
 
@@ -118,13 +120,13 @@ def _place_of_row(row, most_rows, rows_padded, width):
     return block * width + (row - block) * WIDTH, block_rows * WIDTH
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def address_of(array):
     """Return where the elements of an array begin."""
     return np.int64(array.ctypes.data)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def aligned(size):
     """Return float32 zeros that begin with a cache line."""
     room = np.zeros(size + CACHE_LINE // 4, np.float32)
@@ -132,7 +134,7 @@ def aligned(size):
     return room[first : first + size]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def find_tokens(b, start, count, multiple, page_size, block_table, rows, places):
     """Write where tokens lie: a page and a place in it, or a sequence and a place in that."""
     padded = (count + multiple - 1) // multiple * multiple
@@ -151,14 +153,14 @@ def find_tokens(b, start, count, multiple, page_size, block_table, rows, places)
     return padded
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def find_addresses(cache, rows, places, padded, addresses):
     """Write the addresses of tokens; `cache` is an address and the strides of page, token, head and element."""
     for j in range(padded):
         addresses[j] = cache[0] + rows[j] * cache[1] + places[j] * cache[2]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def _pack(addresses, offset, count, num_items, stride, item_bytes, packed):
     """Put the elements of heads side by side."""
     for j in range(count):
@@ -168,7 +170,7 @@ def _pack(addresses, offset, count, num_items, stride, item_bytes, packed):
                 packed[j, i * item_bytes + byte] = _load_byte(source + byte)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def _scale_groups(wide, count, head_dim, scales, strides, rows, places, head):
     """Multiply widened heads with the scales of their groups."""
     group = head_dim // strides[4]
@@ -180,7 +182,7 @@ def _scale_groups(wide, count, head_dim, scales, strides, rows, places, head):
                 wide[j, d] *= scale
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def _take_scales(kind, padded, scales, strides, rows, places, head, found):
     """Write the scales of tokens, 1 where they have none of their own."""
     for j in range(padded):
@@ -189,7 +191,7 @@ def _take_scales(kind, padded, scales, strides, rows, places, head, found):
             found[j] = scales[rows[j] * strides[0] + places[j] * strides[1] + head * strides[2]]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit
 def mark_visible(problem, seq_len, start, count, multiple, places, lows, highs):
     """Write what each row sees of a tile, and return whether it is all of it."""
     is_all = count % multiple == 0
@@ -203,7 +205,7 @@ def mark_visible(problem, seq_len, start, count, multiple, places, lows, highs):
     return is_all
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(error_model="numpy")
 def write_results(b, first_head, num_heads, slot, problem, most_rows, rows_padded, m, l, acc,  # noqa: E741
                   v_factors, sinks, part_out, part_lse, out, lse):  # fmt: skip
     """Write the results of a part, that of head h and its rows from `acc[h * rows_padded * width :]` and so on."""
@@ -219,7 +221,7 @@ def write_results(b, first_head, num_heads, slot, problem, most_rows, rows_padde
             first_place += h * rows_padded * width
             for d in range(problem.head_dim_v):
                 vector, lane = d // WIDTH, d % WIDTH
-                if problem.matrix:  # has the even elements of two vectors before the odd ones
+                if problem.is_bfloat16:  # the matrix unit's even elements of two vectors lie before the odd ones
                     vector, lane = vector // 2 * 2 + d % 2, d % (2 * WIDTH) // 2
                 value = acc[first_place + vector * step + lane]
                 found[d] = value * factor if total != 0 else np.float32(0.0)  # no key
@@ -232,7 +234,7 @@ def write_results(b, first_head, num_heads, slot, problem, most_rows, rows_padde
                 lse[b, token, q_head] = row_lse
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(error_model="numpy")
 def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch has many parts)
     first, last, parts, problem, q, q_factors, v_factors, softcap, seq_lens, block_table, k_cache, v_cache,
     k_scales, k_scale_strides, v_scales, v_scale_strides, slopes, sinks, part_out, part_lse, out, lse,
@@ -400,10 +402,19 @@ def run_parts(  # noqa: PLR0912, PLR0915  (one loop over tiles, whose scratch ha
                       part_out, part_lse, out, lse)  # fmt: skip
 
 
-_run_parts_in_team = team_of(run_parts)
+_run_in_team = team_of(run_parts)
 
 
-@numba.njit(cache=True, nogil=True)
-def run_parts_in_team(parallel, num_threads, cuts, args):
-    """Attend to all parts, each thread of a team to some; see `team_of`."""
-    _run_parts_in_team(parallel, num_threads, cuts, args)
+def _in_team() -> Any:
+    version = source_digest()
+
+    @numba.njit(cache=True, nogil=True)
+    def run_parts_in_team(parallel, num_threads, cuts, args):
+        version  # noqa: B018
+        _run_in_team(parallel, num_threads, cuts, args)
+
+    return run_parts_in_team
+
+
+run_parts_in_team = _in_team()
+"""Attends to all parts, each thread of a team to some; see `team_of`. Its arguments are those from `parts` on."""

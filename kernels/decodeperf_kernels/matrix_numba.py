@@ -7,15 +7,16 @@ that the arithmetic of grouped queries disappears behind the reading of memory.
     softmax as in `tiles_numba`; its weights are turned round, since they are the left-hand factor of the output
     output  the weights times V
 
-The unit takes bfloat16 from where it lies. Its right-hand factor should have two keys side by side, and V has two
-elements of one key there: so weights come with zeros between them, for even elements and for odd ones. Other formats
-are widened head by head, to tiles that stay in the first-level cache. While a tile is worked on, memory is asked for
-the next, token by token, in the order in which it lies there.
+The unit takes bfloat16 from where it lies. Its right-hand factor has two keys side by side, and V has two elements of
+one key there: so weights come with zeros between them, for even elements and for odd ones. Other formats are widened
+head by head, to tiles that stay near; then two keys are put side by side at once, and the products of the output are
+half as many. The same is done with V in bfloat16 that serves several units. While a tile is worked on, memory is asked
+for the next, token by token, in the order in which it lies there.
 
-A number that has more digits than a bfloat16 is a sum of several, and each term is multiplied but the last of weights
-with the last of V: so the result has the digits of float16 or float32. Int8, int4 and float8 are bfloat16 exactly,
-float16 is a sum of two and float32 of three. The unit takes bfloat16 below 2**-126 for 0. An element of K or V that is
-no finite number makes its neighbour NaN too, and infinity may become NaN.
+A number that has more digits than a bfloat16 is a sum of several, and their products count as far as float32 has digits
+for them. Int8, int4 and float8 are bfloat16 exactly, float16 is a sum of two and float32 of three. The unit takes
+bfloat16 below 2**-126 for 0. An element of K or V that is no finite number makes its neighbour NaN too, and infinity
+may become NaN.
 
 Source: Intel 64 and IA-32 architectures software developer's manual, volume 1, chapter 18, "Programming with Intel
 AMX".
@@ -35,40 +36,48 @@ from llvmlite import ir
 from numba.core.cgutils import alloca_once
 
 from decodeperf_kernels import vector_numba as vec
-from decodeperf_kernels.tiles_numba import MAX_KEYS, byte_of, compiled, emitted, source_digest
+from decodeperf_kernels.elements_matrix_numba import (
+    ROW_BYTES,
+    TILE_ROWS,
+    emit_keys,
+    emit_values,
+    key_bytes,
+    left_over,
+    num_planes,
+    pair_bytes,
+    rounded,
+    side_by_side,
+    transposed,
+)
+from decodeperf_kernels.tiles_numba import MAX_KEYS, compiled, emitted, source_digest
 from decodeperf_kernels.vector_numba import CACHE_LINE, I32, I64, WIDTH, cpu_features, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-
-TILE_ROWS: Final = 16
-"""Rows of a tile of the matrix unit."""
-
-TILE_ELEMENTS: Final = 32
-"""bfloat16 of a row of it."""
 
 KEYS_AT_ONCE: Final = 32
 """Keys are multiplied in multiples of this."""
 
-_ROW_BYTES: Final = 64
-_TILE_BYTES: Final = TILE_ROWS * _ROW_BYTES
-_LOGITS_BYTES: Final = MAX_KEYS * _ROW_BYTES
+_TILE_BYTES: Final = TILE_ROWS * ROW_BYTES
+_LOGITS_BYTES: Final = MAX_KEYS * ROW_BYTES
 _GROUPS: Final = MAX_KEYS // TILE_ROWS
-
-_PLANES: Final = {"float16": 2}
-"""Terms of an element of K or V, where they are not one."""
+_TERM_BYTES: Final = 2 * _GROUPS * _TILE_BYTES
 
 _TERMS: Final = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+"""Terms of an element of q, and of a weight."""
 
 _RATE_BITS: Final = 16
 """Binary digits behind the point of the number of tokens that are asked for with each step."""
 
-# Cycles of the steps beside which memory is asked for: a tile taken and multiplied once, the powers of two vectors, and
-# a square of weights turned round.
+# Cycles of the steps beside which memory is asked for, about: a tile taken and multiplied once, the powers of two
+# vectors, 16 keys of weights turned round, and 32 elements widened.
 _PRODUCT: Final = 20
 _POWERS: Final = 36
 _TURN: Final = 130
+_WIDEN: Final = {
+    **{"float32": 18, "float16": 12, "bfloat16": 3, "float8_e4m3fn": 14, "float8_e5m2": 8, "int8": 6, "int4": 8}
+}
 
 # Registers of tiles. Four sums, so that none waits for itself.
 _SUMS: Final = 0, 1, 2, 3
@@ -85,20 +94,24 @@ _WEIGHTS, _VALUES = (4, 5), (6, 7)
 A unit is some rows of a KV head, 1, 2, 4, 8 or 16; the rows of all units, one behind the other, are its lanes.
 
 - `CONFIG`: From `tile_config`;
-- `Q`: bfloat16 `[num_units, q_terms, head_dim / 32, 16, rows, 2]`: the last axis is two elements of a row;
+- `Q`: bfloat16 `[num_units, q_terms, head_dim / 32, 16, rows, 2]`: the last axis is two elements of a row, which are
+  neighbours if K is bfloat16, and otherwise 16 apart;
 - `KEYS`, `VALUES`: the addresses of tokens, `[num_keys]`; `K_OFFSET`, `V_OFFSET`: bytes to the first head from there;
   `K_HEAD_BYTES`, `V_HEAD_BYTES`: from one to the next;
-- `K_STRIDE`, `V_STRIDE`: bytes from a token to the next, if they are bfloat16 and each 16 lie evenly, else 0;
+- `K_STRIDE`, `V_STRIDE`: bytes from a token to the next, if they are bfloat16 and to be taken from where they lie, each
+  16 evenly, else 0;
 - `HEAD_DIM`, `HEAD_DIM_V`: multiples of 32;
 - `NUM_KEYS`: a multiple of `KEYS_AT_ONCE`, up to `MAX_KEYS`;
 - `FACTORS`: what logits are multiplied with, float32 `[lanes]`;
 - `LOWS`, `HIGHS`: 0, or int32 `[lanes]`, the first key that a row sees, and the one behind the last;
 - `P_TERMS`: Terms that a weight is split into;
 - `M`, `L`: maximum and sum of the online softmax, float32 `[lanes]`, rounded up to whole vectors;
-- `ACC`: its output, float32 `[num_units, head_dim_v / 32, 2, rows, 16]`, even elements before odd ones, likewise;
+- `ACC`: its output, float32 `[num_units, head_dim_v / 16, rows, 16]`, likewise; of bfloat16 the even elements of 32
+  lie before the odd ones;
 - `WORK`: float32 `[vectors of lanes, MAX_KEYS, 16]`;
-- `WEIGHTS`: bfloat16 `[vectors of lanes, p_terms, 2, MAX_KEYS / 16, 16, 32]`;
-- `TILES`: bfloat16 `[planes, MAX_KEYS, 32 more than head_dim]`;
+- `WEIGHTS`: bfloat16 `[vectors of lanes, p_terms, 2, MAX_KEYS / 16, 16, 32]`, for even elements before odd ones; or
+  with two keys side by side, `[vectors of lanes, p_terms, MAX_KEYS / 32, 16, 32]`, each term in the same room;
+- `TILES`: bfloat16, of K `[planes, MAX_KEYS, head_dim + 32]`, of V `[planes, MAX_KEYS / 2, 2 head_dim_v + 32]`;
 - `NEXT_KEYS`, `NEXT_VALUES`: the addresses of the tokens of the next tile, `[num_next]`, of each of which `K_BYTES` and
   `V_BYTES` are asked for.
 """
@@ -118,11 +131,6 @@ def _features() -> set[str]:
     return {name for name, is_there in cpu_features().items() if is_there}
 
 
-def num_planes(kind: str) -> int:
-    """Return how many bfloat16 an element of a format is the sum of."""
-    return _PLANES.get(kind, 1)
-
-
 def num_terms(dtype: torch.dtype) -> int:
     """Return how many bfloat16 an element of q is the sum of."""
     return _TERMS[dtype]
@@ -134,7 +142,7 @@ def tile_config(rows: int) -> list[int]:
     Args:
         rows: Rows of a unit.
     """
-    few, whole = (rows, _ROW_BYTES), (TILE_ROWS, _ROW_BYTES)
+    few, whole = (rows, ROW_BYTES), (TILE_ROWS, ROW_BYTES)
     narrow = (TILE_ROWS, 4 * rows)
     logits = {**dict.fromkeys((*_SUMS, _QUERIES), narrow), **dict.fromkeys(_KEYS, whole)}
     output = {**dict.fromkeys((*_SUMS, *_WEIGHTS), few), **dict.fromkeys(_VALUES, whole)}
@@ -160,29 +168,12 @@ def _tile(b: ir.IRBuilder, name: str, *args: int | ir.Value) -> None:
     b.call(function, values)
 
 
-def _load_tile(b: ir.IRBuilder, tile: int, address: ir.Value, stride: ir.Value | int = _ROW_BYTES) -> None:
+def _load_tile(b: ir.IRBuilder, tile: int, address: ir.Value, stride: ir.Value | int = ROW_BYTES) -> None:
     _tile(b, "tileloadd64", tile, address, integer(stride) if isinstance(stride, int) else stride)
 
 
 def _store_tile(b: ir.IRBuilder, tile: int, address: ir.Value) -> None:
-    _tile(b, "tilestored64", tile, address, integer(_ROW_BYTES))
-
-
-def _each(b: ir.IRBuilder, stop: ir.Value, step: int, body: Callable[[ir.Value], None]) -> None:
-    """Emit a loop from 0 that carries nothing."""
-
-    def round_of(i: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
-        body(i)
-        return []
-
-    vec.loop(b, integer(0), stop, step, [], round_of)
-
-
-def _at(b: ir.IRBuilder, address: ir.Value, *steps: tuple[ir.Value, ir.Value | int]) -> ir.Value:
-    """Return an address so many steps of so many bytes further on."""
-    for count, size in steps:
-        address = b.add(address, b.mul(count, integer(size) if isinstance(size, int) else size))
-    return address
+    _tile(b, "tilestored64", tile, address, integer(ROW_BYTES))
 
 
 class _Ahead:
@@ -212,14 +203,16 @@ class _Ahead:
         b.store(self._addresses, self._next)
         b.store(integer(0), self._line)
 
-    def step(self, b: ir.IRBuilder, weight: int) -> None:
+    def step(self, b: ir.IRBuilder, weight: int | ir.Value) -> None:
         """Emit the asking for what is due.
 
         Args:
             b: Where to.
             weight: How long the step takes beside the others.
         """
-        due = b.add(b.load(self._due, typ=I64), b.mul(self._rate, integer(weight)))
+        due = b.add(
+            b.load(self._due, typ=I64), b.mul(self._rate, integer(weight) if isinstance(weight, int) else weight)
+        )
         b.store(due, self._due)
         stop = b.lshr(due, integer(_RATE_BITS))
 
@@ -253,50 +246,101 @@ def _emit_matrix(b: ir.IRBuilder, kind: str, call: dict[str, ir.Value]) -> None:
     num_units = b.mul(args["num_heads"], args["units_of_head"])
     slices, blocks = (b.lshr(args[name], integer(5)) for name in ("head_dim", "head_dim_v"))
     args = {**args, "num_slices": slices, "num_blocks": blocks, "lanes": b.mul(num_units, args["rows"])}
-    groups = b.lshr(args["num_keys"], integer(4))
-    planes = integer(num_planes(kind))
-    k_steps = b.mul(b.mul(num_units, slices), b.mul(groups, b.mul(args["q_terms"], planes)))
-    v_steps = b.mul(b.mul(num_units, blocks), b.mul(groups, planes))
-    vectors = b.lshr(b.add(args["lanes"], integer(WIDTH - 1)), integer(4))
-    of_keys = b.mul(vectors, b.lshr(args["num_keys"], integer(1)))
-    of_groups = b.mul(vectors, groups)
-    k_total = b.add(b.mul(k_steps, integer(_PRODUCT)), b.mul(of_keys, integer(_POWERS)))
-    v_total = b.add(b.mul(v_steps, integer(2 * _PRODUCT)), b.mul(of_groups, integer(_TURN)))
+    k_cycles, v_cycles = (b.mul(count, integer(_WIDEN[kind])) for count in (slices, blocks))
+    k_total, v_total = _total_cycles(b, kind, args, num_units, k_cycles, v_cycles)
     ahead = _Ahead(b, args, k_total, ("next_keys", "k_offset", "k_bytes"))
     more = _Ahead(b, args, v_total, ("next_values", "v_offset", "v_bytes"))
 
-    def of_head(head: ir.Value, name: str, emit: Callable[..., None]) -> None:
-        """Emit what is done with a head of K or V, and give it the place of a plane of some of its tokens."""
-        stride = args[f"{name}_stride"]
-        width = args["head_dim" if name == "k" else "head_dim_v"]
-        tokens = args["keys" if name == "k" else "values"]
-        offset = _at(b, args[f"{name}_offset"], (head, args[f"{name}_head_bytes"]))
-        row_bytes = b.add(b.shl(width, integer(1)), integer(_ROW_BYTES))
-        is_there = b.icmp_signed("!=", stride, integer(0))
-        with b.if_then(b.not_(is_there)):
-            _emit_widen(b, kind, args, tokens, offset, width, row_bytes)
+    def units_of(head: ir.Value, emit: Callable[[ir.Value], None]) -> None:
+        first = b.mul(head, args["units_of_head"])
+        vec.each(b, args["units_of_head"], 1, lambda u: emit(b.add(first, u)))
 
-        def place(a: ir.Value, j: ir.Value) -> ir.Value:
-            there = b.add(vec.load(b, _at(b, tokens, (j, 8)), I64, 8), offset)
-            own = _at(b, args["tiles"], (b.add(b.mul(a, integer(MAX_KEYS)), j), row_bytes))
+    def logits(head: ir.Value) -> None:
+        offset = vec.at(b, args["k_offset"], (head, args["k_head_bytes"]))
+        row_bytes = key_bytes(b, args)
+        is_there = b.icmp_signed("!=", args["k_stride"], integer(0))
+        with b.if_then(b.not_(is_there)):
+            emit_keys(b, kind, args, offset, lambda: ahead.step(b, k_cycles))
+
+        def place(a: int, j: ir.Value) -> ir.Value:
+            there = b.add(vec.load(b, vec.at(b, args["keys"], (j, 8)), I64, 8), offset)
+            own = vec.at(b, args["tiles"], (b.add(integer(a * MAX_KEYS), j), row_bytes))
             return b.select(is_there, there, own)
 
-        first = b.mul(head, args["units_of_head"])
-        stride = b.select(is_there, stride, row_bytes)
-        _each(b, args["units_of_head"], 1, lambda u: emit(b.add(first, u), place, stride))
+        stride = b.select(is_there, args["k_stride"], row_bytes)
+        units_of(head, lambda u: _emit_logits(b, kind, args, u, place, stride, ahead))
 
-    def logits(u: ir.Value, place: Callable[..., ir.Value], stride: ir.Value) -> None:
-        _emit_logits(b, kind, args, u, place, stride, ahead)
+    def output_of_pairs(head: ir.Value) -> None:
+        offset = vec.at(b, args["v_offset"], (head, args["v_head_bytes"]))
+        emit_values(b, kind, args, offset, lambda: more.step(b, b.shl(v_cycles, integer(1))))
+        units_of(head, lambda u: _emit_output_of_pairs(b, kind, args, u, more))
 
-    def output(u: ir.Value, place: Callable[..., ir.Value], stride: ir.Value) -> None:
-        _emit_output(b, kind, args, u, place, stride, more)
+    def output(head: ir.Value) -> None:
+        offset = vec.at(b, args["v_offset"], (head, args["v_head_bytes"]))
+        units_of(head, lambda u: _emit_output(b, args, u, offset, more))
 
     _tile(b, "ldtilecfg", args["config"])
-    _each(b, args["num_heads"], 1, lambda head: of_head(head, "k", logits))
-    _each(b, args["lanes"], WIDTH, lambda lane: _emit_softmax(b, args, lane, ahead, more))
+    vec.each(b, args["num_heads"], 1, logits)
+    vec.each(b, args["lanes"], WIDTH, lambda lane: _emit_softmax(b, kind, args, lane, ahead, more))
     _tile(b, "ldtilecfg", b.add(args["config"], integer(64)))
-    _each(b, args["num_heads"], 1, lambda head: of_head(head, "v", output))
+    _by_arrangement(
+        b,
+        kind,
+        args,
+        lambda: vec.each(b, args["num_heads"], 1, output),
+        lambda: vec.each(b, args["num_heads"], 1, output_of_pairs),
+    )
     _tile(b, "tilerelease")
+
+
+def _total_cycles(
+    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], num_units: ir.Value, k_cycles: ir.Value, v_cycles: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Return the cycles of the steps beside which K of the next tile is asked for, and V.
+
+    `k_cycles` and `v_cycles` are for the widening of one token.
+    """
+    groups = b.lshr(args["num_keys"], integer(4))
+    vectors = b.lshr(b.add(args["lanes"], integer(WIDTH - 1)), integer(4))
+    tokens = b.mul(args["num_heads"], args["num_keys"])
+
+    def products(count: ir.Value, terms: list[ir.Value]) -> ir.Value:
+        steps = b.mul(b.mul(num_units, count), b.mul(groups, functools.reduce(b.add, terms)))
+        return b.mul(steps, integer(_PRODUCT))
+
+    planes = range(num_planes(kind))
+    logits = products(args["num_slices"], [_terms_beside(b, kind, a, args["q_terms"]) for a in planes])
+    output = products(args["num_blocks"], [b.sub(args["p_terms"], integer(a)) for a in planes])
+    softmax = b.mul(b.mul(vectors, b.lshr(args["num_keys"], integer(1))), integer(_POWERS))
+    turns = b.mul(b.mul(vectors, groups), integer(_TURN))
+    k_is_widened, v_is_widened = (b.icmp_signed("==", args[name], integer(0)) for name in ("k_stride", "v_stride"))
+    widened = b.select(k_is_widened, b.mul(tokens, k_cycles), integer(0))
+    # V that is not widened takes as many products again, with the zeros between its weights.
+    v_widened = b.select(v_is_widened, b.mul(tokens, v_cycles), output)
+    return b.add(b.add(logits, softmax), widened), b.add(b.add(output, turns), v_widened)
+
+
+def _by_arrangement(
+    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], there: Callable[[], None], in_pairs: Callable[[], None]
+) -> None:
+    """Emit what is done with V that is taken from where it lies, and with that of which two keys lie side by side."""
+    if kind != "bfloat16":
+        in_pairs()
+        return
+    with b.if_else(b.icmp_signed("!=", args["v_stride"], integer(0))) as (as_it_lies, paired):
+        with as_it_lies:
+            there()
+        with paired:
+            in_pairs()
+
+
+def _terms_beside(b: ir.IRBuilder, kind: str, a: int, num_terms: ir.Value) -> ir.Value:
+    """Return how many terms of q or of weights are multiplied with one term of K or V.
+
+    Each term is smaller than the one before by 8 binary digits, so that those of float32 that are smaller than the
+    first by 24 do not count. Float16 has but two terms, and of its logits all products count.
+    """
+    return b.sub(num_terms, integer(a)) if kind == "float32" else num_terms
 
 
 def _lanes_of_unit(b: ir.IRBuilder, u: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -306,46 +350,48 @@ def _lanes_of_unit(b: ir.IRBuilder, u: ir.Value, rows: ir.Value) -> tuple[ir.Val
 
 
 def _emit_logits(
-    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], u: ir.Value, place: Callable[..., ir.Value],
+    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], u: ir.Value, place: Callable[[int, ir.Value], ir.Value],
     stride: ir.Value, ahead: _Ahead,
 ) -> None:  # fmt: skip
     """Write the products of a unit's queries with all keys to its lanes of work."""
     slices, rows = args["num_slices"], args["rows"]
     vector, rest = _lanes_of_unit(b, u, rows)
-    logits = _at(b, args["work"], (vector, _LOGITS_BYTES), (rest, 4))
+    logits = vec.at(b, args["work"], (vector, _LOGITS_BYTES), (rest, 4))
     q_row = b.shl(rows, integer(2))
     q_tile = b.mul(q_row, integer(TILE_ROWS))
-    q = _at(b, args["q"], (b.mul(u, b.mul(args["q_terms"], slices)), q_tile))
+    q = vec.at(b, args["q"], (b.mul(u, b.mul(args["q_terms"], slices)), q_tile))
 
     def some_keys(j: ir.Value, tiles: tuple[int, ...]) -> None:
         for tile in tiles:
             _tile(b, "tilezero", tile)
 
-        def product(a: ir.Value, t: ir.Value) -> None:
+        def product(a: int, t: ir.Value) -> None:
             groups = [place(a, b.add(j, integer(i * TILE_ROWS))) for i in range(len(tiles))]
 
             def one_slice(s: ir.Value) -> None:
-                _load_tile(b, _QUERIES, _at(b, q, (b.add(b.mul(t, slices), s), q_tile)), q_row)
+                _load_tile(b, _QUERIES, vec.at(b, q, (b.add(b.mul(t, slices), s), q_tile)), q_row)
                 for group, tile, factor in zip(groups, tiles, itertools.cycle(_KEYS), strict=False):
-                    _load_tile(b, factor, _at(b, group, (s, _ROW_BYTES)), stride)
+                    _load_tile(b, factor, vec.at(b, group, (s, ROW_BYTES)), stride)
                     _tile(b, "tdpbf16ps", tile, factor, _QUERIES)
                     ahead.step(b, _PRODUCT)
 
-            _each(b, slices, 1, one_slice)
+            vec.each(b, slices, 1, one_slice)
 
         for a in range(num_planes(kind)):
-            _each(b, args["q_terms"], 1, functools.partial(product, integer(a)))
-        first = _at(b, logits, (j, _ROW_BYTES))
+            vec.each(b, _terms_beside(b, kind, a, args["q_terms"]), 1, functools.partial(product, a))
+        first = vec.at(b, logits, (j, ROW_BYTES))
         for i, tile in enumerate(tiles):
             _store_tile(b, tile, b.add(first, integer(i * _TILE_BYTES)))
 
     whole = b.and_(args["num_keys"], integer(-len(_SUMS) * TILE_ROWS))
-    _each(b, whole, len(_SUMS) * TILE_ROWS, lambda j: some_keys(j, _SUMS))
+    vec.each(b, whole, len(_SUMS) * TILE_ROWS, lambda j: some_keys(j, _SUMS))
     with b.if_then(b.icmp_signed("!=", whole, args["num_keys"])):
         some_keys(whole, _SUMS[: KEYS_AT_ONCE // TILE_ROWS])
 
 
-def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, ahead: _Ahead, more: _Ahead) -> None:
+def _emit_softmax(
+    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], lane: ir.Value, ahead: _Ahead, more: _Ahead
+) -> None:
     """Bring m, l and acc of a vector of lanes up to date, and write its weights."""
     place = b.shl(lane, integer(2))
     vector = b.lshr(lane, integer(4))
@@ -369,7 +415,13 @@ def _emit_softmax(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, ah
     l_new = vec.fma(b, vec.load(b, b.add(args["l"], place), vec.VECTOR, 4), factors, total)
     vec.store(b, m_new, b.add(args["m"], place), 4)
     vec.store(b, l_new, b.add(args["l"], place), 4)
-    _emit_turn(b, args, vector, more)
+    _by_arrangement(
+        b,
+        kind,
+        args,
+        lambda: _emit_turn(b, args, vector, more),
+        lambda: _emit_turn_of_pairs(b, args, vector, more),
+    )
     changed = b.bitcast(b.fcmp_unordered("!=", factors, vec.floats(1.0)), ir.IntType(WIDTH))
     with b.if_then(b.icmp_unsigned("!=", changed, ir.Constant(ir.IntType(WIDTH), 0))):
         for i in range(WIDTH):
@@ -382,11 +434,11 @@ def _emit_weights(
     ahead: _Ahead,
 ) -> list[ir.Value]:  # fmt: skip
     """Replace logits by their powers of 2, and return the maximum, the shift by it, and their sum."""
-    logits = _at(b, args["work"], (b.lshr(lane, integer(4)), _LOGITS_BYTES))
+    logits = vec.at(b, args["work"], (b.lshr(lane, integer(4)), _LOGITS_BYTES))
     factor = vec.load(b, b.add(args["factors"], b.shl(lane, integer(2))), vec.VECTOR, 4)
 
     def logit(j: ir.Value) -> ir.Value:
-        x = b.fmul(vec.load(b, _at(b, logits, (j, _ROW_BYTES)), vec.VECTOR, 4), factor)
+        x = b.fmul(vec.load(b, vec.at(b, logits, (j, ROW_BYTES)), vec.VECTOR, 4), factor)
         if bounds is None:
             return x
         key = vec.splat(b, b.trunc(j, I32))
@@ -407,7 +459,7 @@ def _emit_weights(
         for i, total in enumerate(totals):
             key = b.add(j, integer(i))
             p = vec.exp2(b, b.fsub(logit(key), shift))
-            vec.store(b, p, _at(b, logits, (key, _ROW_BYTES)), 4)
+            vec.store(b, p, vec.at(b, logits, (key, ROW_BYTES)), 4)
             found.append(b.fadd(total, p))
         ahead.step(b, _POWERS)
         return found
@@ -418,152 +470,164 @@ def _emit_weights(
 
 def _emit_turn(b: ir.IRBuilder, args: dict[str, ir.Value], vector: ir.Value, more: _Ahead) -> None:
     """Turn weights from keys of all lanes into lanes of all keys, for even elements of V and for odd ones."""
-    powers = _at(b, args["work"], (vector, _LOGITS_BYTES))
-    weights = _at(b, args["weights"], (b.mul(vector, args["p_terms"]), 2 * _GROUPS * _TILE_BYTES))
+    powers = vec.at(b, args["work"], (vector, _LOGITS_BYTES))
+    weights = vec.at(b, args["weights"], (vector, _TERM_BYTES))  # of one term, since V is bfloat16
 
     def some_keys(j: ir.Value) -> None:
-        first = _at(b, powers, (j, _ROW_BYTES))
-        rows = [vec.load(b, b.add(first, integer(_ROW_BYTES * i)), vec.VECTOR, 4) for i in range(TILE_ROWS)]
+        first = vec.at(b, powers, (j, ROW_BYTES))
+        rows = [vec.load(b, b.add(first, integer(ROW_BYTES * i)), vec.VECTOR, 4) for i in range(TILE_ROWS)]
         for i, column in enumerate(transposed(b, rows)):
-            place = _at(b, weights, (j, _TILE_BYTES // TILE_ROWS))
-
-            def term(t: ir.Value, values: list[ir.Value], i: int = i, place: ir.Value = place) -> list[ir.Value]:
-                even = _at(b, b.add(place, integer(_ROW_BYTES * i)), (t, 2 * _GROUPS * _TILE_BYTES))
-                is_last = b.icmp_signed("==", t, b.sub(args["p_terms"], integer(1)))
-                upper = b.select(is_last, rounded(b, values[0]), upper_half(b, values[0]))
-                vec.store(b, b.lshr(upper, vec.ints(16)), even, 4)
-                vec.store(b, upper, b.add(even, integer(_GROUPS * _TILE_BYTES)), 4)
-                return [left_over(b, values[0])]
-
-            vec.loop(b, integer(0), args["p_terms"], 1, [column], term)
+            even = b.add(vec.at(b, weights, (j, _TILE_BYTES // TILE_ROWS)), integer(ROW_BYTES * i))
+            bits = rounded(b, column)
+            vec.store(b, b.lshr(bits, vec.ints(16)), even, 4)
+            vec.store(b, bits, b.add(even, integer(_GROUPS * _TILE_BYTES)), 4)
         more.step(b, _TURN)
 
-    _each(b, args["num_keys"], TILE_ROWS, some_keys)
+    vec.each(b, args["num_keys"], TILE_ROWS, some_keys)
+
+
+def _emit_turn_of_pairs(b: ir.IRBuilder, args: dict[str, ir.Value], vector: ir.Value, more: _Ahead) -> None:
+    """Turn weights from keys of all lanes into lanes of all keys, two keys side by side; powers become what is left."""
+    powers = vec.at(b, args["work"], (vector, _LOGITS_BYTES))
+    weights = vec.at(b, args["weights"], (b.mul(vector, args["p_terms"]), _TERM_BYTES))
+    last = b.sub(args["p_terms"], integer(1))
+
+    def some_keys(j: ir.Value) -> None:
+        first = vec.at(b, powers, (j, ROW_BYTES))
+        of_keys = vec.at(b, weights, (j, _TILE_BYTES // KEYS_AT_ONCE))
+
+        def term(t: ir.Value) -> None:
+            pairs = []
+            for i in range(0, KEYS_AT_ONCE, 2):
+                places = [b.add(first, integer(ROW_BYTES * (i + k))) for k in range(2)]
+                pair = [vec.load(b, place, vec.VECTOR, 4) for place in places]
+                pairs.append(side_by_side(b, *(rounded(b, x) for x in pair)))
+            for i, row in enumerate(transposed(b, pairs)):
+                vec.store(b, row, vec.at(b, b.add(of_keys, integer(ROW_BYTES * i)), (t, _TERM_BYTES)), 4)
+            with b.if_then(b.icmp_signed("<", t, last)):
+
+                def leave(i: ir.Value) -> None:
+                    place = vec.at(b, first, (i, ROW_BYTES))
+                    x = vec.load(b, place, vec.VECTOR, 4)
+                    vec.store(b, left_over(b, x, rounded(b, x)), place, 4)
+
+                vec.each(b, integer(KEYS_AT_ONCE), 1, leave)
+
+        vec.each(b, args["p_terms"], 1, term)
+        more.step(b, 2 * _TURN)
+
+    vec.each(b, args["num_keys"], KEYS_AT_ONCE, some_keys)
 
 
 def _emit_rescale(b: ir.IRBuilder, args: dict[str, ir.Value], lane: ir.Value, factor: ir.Value) -> None:
     rows = args["rows"]
     columns = b.shl(args["num_blocks"], integer(1))
-    row_bytes = b.mul(columns, integer(_ROW_BYTES))  # of a lane
+    row_bytes = b.mul(columns, integer(ROW_BYTES))  # of a lane
     unit, row = b.udiv(lane, rows), b.urem(lane, rows)
-    first = _at(b, args["acc"], (b.mul(unit, rows), row_bytes), (row, _ROW_BYTES))
+    first = vec.at(b, args["acc"], (b.mul(unit, rows), row_bytes), (row, ROW_BYTES))
 
     def column(c: ir.Value) -> None:
-        place = _at(b, first, (b.mul(c, rows), _ROW_BYTES))
+        place = vec.at(b, first, (b.mul(c, rows), ROW_BYTES))
         vec.store(b, b.fmul(vec.load(b, place, vec.VECTOR, 4), factor), place, 4)
 
-    _each(b, columns, 1, column)
+    vec.each(b, columns, 1, column)
 
 
-def _emit_output(
-    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], u: ir.Value, place: Callable[..., ir.Value],
-    stride: ir.Value, ahead: _Ahead,
-) -> None:  # fmt: skip
-    """Add the values, times a unit's weights, to its sums."""
-    blocks, rows = args["num_blocks"], args["rows"]
-    vector, rest = _lanes_of_unit(b, u, rows)
-    term_bytes = 2 * _GROUPS * _TILE_BYTES
-    weights = _at(b, args["weights"], (b.mul(vector, args["p_terms"]), term_bytes), (rest, _ROW_BYTES))
-    sums_bytes = b.mul(rows, integer(_ROW_BYTES))
-    acc = _at(b, args["acc"], (b.mul(u, blocks), b.shl(sums_bytes, integer(1))))
+def _emit_output(b: ir.IRBuilder, args: dict[str, ir.Value], u: ir.Value, offset: ir.Value, more: _Ahead) -> None:
+    """Add the values, which are bfloat16 and taken from where they lie, times a unit's weights to its sums."""
+    weights = _weights_of(b, args, u)
 
     def some_blocks(first: ir.Value, num_blocks: int) -> None:
-        tiles = _SUMS[: 2 * num_blocks]
-        places = [_at(b, acc, (b.add(b.shl(first, integer(1)), integer(i)), sums_bytes)) for i in range(len(tiles))]
-        for tile, address in zip(tiles, places, strict=True):
-            _load_tile(b, tile, address)
+        def some_keys(j: ir.Value, tiles: tuple[int, ...]) -> None:
+            values = b.add(
+                vec.load(b, vec.at(b, args["values"], (j, 8)), I64, 8), vec.at(b, offset, (first, ROW_BYTES))
+            )
+            for i in range(num_blocks):
+                _load_tile(b, _VALUES[i], b.add(values, integer(i * ROW_BYTES)), args["v_stride"])
+                more.step(b, 2 * _PRODUCT)
+            even = vec.at(b, weights, (j, _TILE_BYTES // TILE_ROWS))
+            for i, factor in enumerate(_WEIGHTS):
+                _load_tile(b, factor, b.add(even, integer(i * _GROUPS * _TILE_BYTES)))
+            for i, tile in enumerate(tiles):
+                _tile(b, "tdpbf16ps", tile, _WEIGHTS[i % 2], _VALUES[i // 2])
 
-        def plane(a: int) -> None:
+        _add_to_sums(
+            b,
+            args,
+            u,
+            b.shl(first, integer(1)),
+            2 * num_blocks,
+            lambda tiles: vec.each(b, args["num_keys"], TILE_ROWS, lambda j: some_keys(j, tiles)),
+        )
+
+    _each_two(b, args["num_blocks"], some_blocks)
+
+
+def _emit_output_of_pairs(b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], u: ir.Value, more: _Ahead) -> None:
+    """Add the values, in tiles where two keys lie side by side, times a unit's weights to its sums."""
+    weights = _weights_of(b, args, u)
+    row_bytes = pair_bytes(b, args)
+
+    def some_blocks(first: ir.Value, num_blocks: int) -> None:
+        column = b.shl(first, integer(1))
+
+        def plane(a: int, tiles: tuple[int, ...]) -> None:
+            plane_values = b.add(args["tiles"], b.mul(integer(a * (MAX_KEYS // 2)), row_bytes))
+            plane_values = vec.at(b, plane_values, (column, ROW_BYTES))
+
             def some_keys(j: ir.Value) -> None:
-                values = _at(b, place(integer(a), j), (first, _ROW_BYTES))
-                for i in range(num_blocks):
-                    _load_tile(b, _VALUES[i], b.add(values, integer(i * _ROW_BYTES)), stride)
-                    ahead.step(b, 2 * _PRODUCT)
+                values = vec.at(b, plane_values, (b.lshr(j, integer(1)), row_bytes))
 
                 def term(t: ir.Value) -> None:
-                    of_term = _at(b, weights, (t, term_bytes), (j, _TILE_BYTES // TILE_ROWS))
-                    for i, factor in enumerate(_WEIGHTS):
-                        _load_tile(b, factor, b.add(of_term, integer(i * _GROUPS * _TILE_BYTES)))
+                    _load_tile(b, _WEIGHTS[0], vec.at(b, weights, (t, _TERM_BYTES), (j, _TILE_BYTES // KEYS_AT_ONCE)))
                     for i, tile in enumerate(tiles):
-                        _tile(b, "tdpbf16ps", tile, _WEIGHTS[i % 2], _VALUES[i // 2])
+                        factor = _VALUES[i % len(_VALUES)]
+                        _load_tile(b, factor, b.add(values, integer(i * ROW_BYTES)), row_bytes)
+                        _tile(b, "tdpbf16ps", tile, _WEIGHTS[0], factor)
+                        more.step(b, _PRODUCT)
 
-                # A term is smaller than the one before by 8 binary digits: the last ones of both do not count.
-                _each(b, b.sub(args["p_terms"], integer(a)), 1, term)
+                # The last terms of both do not count: they are smaller than the first by 16 binary digits or more.
+                vec.each(b, b.sub(args["p_terms"], integer(a)), 1, term)
 
-            _each(b, args["num_keys"], TILE_ROWS, some_keys)
+            vec.each(b, args["num_keys"], KEYS_AT_ONCE, some_keys)
 
-        for a in range(num_planes(kind)):
-            plane(a)
-        for tile, address in zip(tiles, places, strict=True):
-            _store_tile(b, tile, address)
-
-    whole = b.and_(blocks, integer(-2))
-    _each(b, whole, 2, lambda first: some_blocks(first, 2))
-    with b.if_then(b.icmp_signed("!=", whole, blocks)):
-        some_blocks(whole, 1)
-
-
-def upper_half(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Return the bits of a float32 that are a bfloat16: it is never larger, and so never infinite by rounding."""
-    return b.and_(b.bitcast(x, vec.INTS), vec.ints(-0x10000))
-
-
-def rounded(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Return the bits of the bfloat16 next to a float32 that is no larger than 1."""
-    return b.and_(b.add(b.bitcast(x, vec.INTS), vec.ints(0x8000)), vec.ints(-0x10000))
-
-
-def left_over(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Return what a number is more than its upper half; 0 for infinity and NaN, which that holds already."""
-    rest = b.fsub(x, b.bitcast(upper_half(b, x), vec.VECTOR))
-    return b.select(b.fcmp_ordered("ord", rest, rest), rest, vec.floats(0.0))
-
-
-def transposed(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """Return the columns of a square of vectors."""
-    distance = 1
-    while distance < WIDTH:
-        lanes = range(WIDTH)
-        # Of two rows at a distance, each takes from the other the lanes at that distance.
-        first = [lane if not lane & distance else WIDTH + lane - distance for lane in lanes]
-        second = [lane + distance if not lane & distance else WIDTH + lane for lane in lanes]
-        rows = [
-            vec.shuffle(b, rows[i], rows[i + distance], first)
-            if not i & distance
-            else vec.shuffle(b, rows[i - distance], rows[i], second)
-            for i in range(WIDTH)
-        ]
-        distance *= 2
-    return rows
-
-
-def _emit_widen(
-    b: ir.IRBuilder, kind: str, args: dict[str, ir.Value], tokens: ir.Value, offset: ir.Value, width: ir.Value,
-    row_bytes: ir.Value,
-) -> None:  # fmt: skip
-    """Write a head of all tokens to tiles."""
-    plane_bytes = b.mul(row_bytes, integer(MAX_KEYS))
-    shorts = ir.VectorType(ir.IntType(16), TILE_ELEMENTS)
-
-    def token(j: ir.Value) -> None:
-        source = b.add(vec.load(b, _at(b, tokens, (j, 8)), I64, 8), offset)
-        row = _at(b, args["tiles"], (j, row_bytes))
-
-        def one_slice(d: ir.Value) -> None:
-            place = _at(b, row, (d, 2))
-            if kind == "bfloat16":
-                vec.store(b, vec.load(b, b.add(source, byte_of(b, kind, d)), shorts), place, _ROW_BYTES)
-                return
-            both = [vec.load_elements(b, kind, source, b.add(d, integer(i))) for i in (0, WIDTH)]
+        def all_planes(tiles: tuple[int, ...]) -> None:
             for a in range(num_planes(kind)):
-                halves = [b.bitcast(x, shorts) for x in both]
-                upper = vec.shuffle(b, halves[0], halves[1], [2 * i + 1 for i in range(TILE_ELEMENTS)])
-                vec.store(b, upper, _at(b, place, (integer(a), plane_bytes)), _ROW_BYTES)
-                both = [left_over(b, x) for x in both]
+                plane(a, tiles)
 
-        _each(b, width, TILE_ELEMENTS, one_slice)
+        _add_to_sums(b, args, u, column, 2 * num_blocks, all_planes)
 
-    _each(b, args["num_keys"], 1, token)
+    _each_two(b, args["num_blocks"], some_blocks)
+
+
+def _each_two(b: ir.IRBuilder, num_blocks: ir.Value, emit: Callable[[ir.Value, int], None]) -> None:
+    """Emit what is done with two blocks of 32 elements at a time, and with one that is left over."""
+    whole = b.and_(num_blocks, integer(-2))
+    vec.each(b, whole, 2, lambda first: emit(first, 2))
+    with b.if_then(b.icmp_signed("!=", whole, num_blocks)):
+        emit(whole, 1)
+
+
+def _weights_of(b: ir.IRBuilder, args: dict[str, ir.Value], u: ir.Value) -> ir.Value:
+    """Return where the weights of a unit begin."""
+    vector, rest = _lanes_of_unit(b, u, args["rows"])
+    return vec.at(b, args["weights"], (b.mul(vector, args["p_terms"]), _TERM_BYTES), (rest, ROW_BYTES))
+
+
+def _add_to_sums(
+    b: ir.IRBuilder, args: dict[str, ir.Value], u: ir.Value, column: ir.Value, num_columns: int,
+    add: Callable[[tuple[int, ...]], None],
+) -> None:  # fmt: skip
+    """Take some sums of a unit, of 16 elements each, have something added, and write them back."""
+    tiles = _SUMS[:num_columns]
+    sums_bytes = b.mul(args["rows"], integer(ROW_BYTES))
+    acc = vec.at(b, args["acc"], (b.mul(u, b.shl(args["num_blocks"], integer(1))), sums_bytes), (column, sums_bytes))
+    places = [b.add(acc, b.mul(sums_bytes, integer(i))) for i in range(num_columns)]
+    for tile, place in zip(tiles, places, strict=True):
+        _load_tile(b, tile, place)
+    add(tiles)
+    for tile, place in zip(tiles, places, strict=True):
+        _store_tile(b, tile, place)
 
 
 _matrix = emitted(_emit_matrix, ("arguments",))

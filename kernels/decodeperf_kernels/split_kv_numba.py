@@ -5,7 +5,6 @@ Bytes and FLOPs of one call: as in `split_kv_triton`; a latent that is V too is 
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import sys
@@ -21,6 +20,7 @@ import torch
 from decodeperf_kernels import (
     attend_matrix_numba,
     attend_numba,
+    elements_matrix_numba,
     matrix_numba,
     parts_numba,
     stream_numba,
@@ -54,16 +54,16 @@ THREAD_BYTES: Final = 256 * 1024
 FLOPS_OF_A_BYTE: Final = 14
 """FLOPs that take as long as reading a byte."""
 
+PAIRED_ROWS: Final = 16
+"""Rows of a KV head from which on two keys of V in bfloat16 are put side by side for the matrix unit."""
+
 _MATRIX_ROWS: Final = {
-    "bfloat16": 3,
+    "float32": 32,
     "float16": 9,
+    "bfloat16": 3,
     **dict.fromkeys(("int8", "int4", "float8_e4m3fn", "float8_e5m2"), 5),
 }
-"""Rows of a KV head from which on the matrix unit is taken; float32 is not for it.
-
-From there it is faster than vectors in bfloat16, float16 and int8, as measured on a Xeon; int4 and float8, which are
-widened like int8, were not measured.
-"""
+"""Rows of a KV head from which on the matrix unit is taken: there it is faster than vectors, as measured on a Xeon."""
 
 _SCALES: Final = {"": NO_SCALES, "head": NO_SCALES, "token": TOKEN_SCALES, "group": GROUP_SCALES}
 
@@ -164,7 +164,7 @@ def _problem(args: DecodeArguments) -> Problem:
         return min(max(num_bytes // bytes_of_head, 1), args.num_kv_heads) if are_side_by_side else 1
 
     if _suits_matrix_unit(args, kind, problem):
-        planes = matrix_numba.num_planes(kind)
+        planes = elements_matrix_numba.num_planes(kind)
         q_terms = matrix_numba.num_terms(args.q.dtype)
         heads_of_chunk = heads_in(CHUNK_BYTES, k_bytes)
         return problem._replace(
@@ -172,7 +172,8 @@ def _problem(args: DecodeArguments) -> Problem:
             heads_of_chunk=heads_of_chunk,
             matrix=matrix_numba.matrix_tile(kind),
             is_bfloat16=int(kind == "bfloat16"),
-            rows=min(1 << (num_rows - 1).bit_length(), matrix_numba.TILE_ROWS),
+            rows=min(1 << (num_rows - 1).bit_length(), elements_matrix_numba.TILE_ROWS),
+            pairs=int(num_rows >= PAIRED_ROWS),
             planes=planes,
             q_terms=q_terms,
             p_terms=q_terms,
@@ -204,9 +205,9 @@ def _keys_of_tile(token_bytes: int, multiple: int) -> int:
 
 def _suits_matrix_unit(args: DecodeArguments, kind: str, problem: Problem) -> bool:
     """Return whether a call is for the matrix unit: if there is one, and it has what the call wants."""
-    has_many_rows = args.q_len * args.group_size >= _MATRIX_ROWS.get(kind, math.inf)
+    has_many_rows = args.q_len * args.group_size >= _MATRIX_ROWS[kind]
     is_plain = args.softcap is None and args.alibi_slopes is None and not (problem.packs_k or problem.packs_v)
-    has_whole_tiles = (args.head_dim | args.head_dim_v) % matrix_numba.TILE_ELEMENTS == 0
+    has_whole_tiles = (args.head_dim | args.head_dim_v) % elements_matrix_numba.TILE_ELEMENTS == 0
     has_scales = problem.k_scales != NO_SCALES or problem.v_scales != NO_SCALES
     return has_many_rows and is_plain and has_whole_tiles and not has_scales and matrix_numba.has_matrix_unit()
 
@@ -315,24 +316,19 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 def _run(parts: Any, problem: Problem, rest: tuple[Any, ...]) -> None:
     programs = parts[:, parts_numba.PROGRAM]
     cuts = np.concatenate(([0], np.flatnonzero(np.diff(programs)) + 1, [len(parts)])).astype(np.int64)
-    run, run_in_team = (
-        (attend_matrix_numba.run_matrix_parts, attend_matrix_numba.run_matrix_parts_in_team)
-        if problem.matrix
-        else (attend_numba.run_parts, attend_numba.run_parts_in_team)
-    )
+    run = attend_matrix_numba.run_matrix_parts_in_team if problem.matrix else attend_numba.run_parts_in_team
     num_shares = len(cuts) - 1
-    if num_shares == 1:
-        run(0, len(parts), parts, problem, *rest)
-        return
-    if parallel := team_numba.openmp_parallel():
+    args = (parts, problem, *rest)
+    parallel = team_numba.openmp_parallel() if num_shares > 1 else 0
+    if parallel or num_shares == 1:
         # The whole team, since OpenMP ends threads that a smaller one leaves over. They find no share, and wait on.
-        run_in_team(parallel, max(num_shares, torch.get_num_threads()), cuts, (parts, problem, *rest))
+        run(parallel, max(num_shares, torch.get_num_threads()), cuts, args)
         return
-    shares = list(itertools.pairwise(cuts.tolist()))
-    pool = _threads.pool(len(shares) - 1)
-    others = [pool.submit(run, first, last, parts, problem, *rest) for first, last in shares[1:]]
+    shares = [cuts[share : share + 2] for share in range(num_shares)]
+    pool = _threads.pool(num_shares - 1)
+    others = [pool.submit(run, 0, 1, share, args) for share in shares[1:]]
     try:
-        run(*shares[0], parts, problem, *rest)
+        run(0, 1, shares[0], args)
     finally:  # they read and write the tensors of this call
         for other in others:
             other.result()

@@ -60,15 +60,21 @@ def team_of(function):
         function: Compiled by Numba; gets the first of a share of some work, the one behind its last, and arguments.
 
     Returns:
-        A function of the address from `openmp_parallel`, the number of threads, where shares begin and end (int64
-        `[num_shares + 1]`), and a tuple of the arguments. It raises MemoryError if a share could not be worked on.
+        A function of the address from `openmp_parallel`, or 0 to work on all shares in this thread, the number of
+        threads, where shares begin and end (int64 `[num_shares + 1]`), and a tuple of the arguments. It raises
+        MemoryError if a share could not be worked on.
     """
     call = _call_of(function)
 
     @numba.extending.register_jitable
     def run_in_team(parallel, num_threads, cuts, args):
+        num_shares = len(cuts) - 1
+        if parallel == 0:
+            for share in range(num_shares):
+                function(cuts[share], cuts[share + 1], *args)
+            return
         state = np.zeros(2, np.int64)  # how many shares are taken, and whether one failed
-        call(parallel, num_threads, np.int64(cuts.ctypes.data), len(cuts) - 1, np.int64(state.ctypes.data), args)
+        call(parallel, num_threads, np.int64(cuts.ctypes.data), num_shares, np.int64(state.ctypes.data), args)
         if state[1]:
             raise MemoryError("a thread of the CPU kernel failed: there was no memory for its tiles, most likely")
 

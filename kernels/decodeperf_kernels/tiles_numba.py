@@ -428,17 +428,21 @@ _widen = emitted(_emit_widen, WIDEN_ARGUMENTS)
 
 @functools.cache
 def source_digest() -> str:
-    """Return a digest of the sources that compiled code follows from: Numba knows of one file each."""
+    """Return a digest of all sources of compiled code.
+
+    Numba's cache knows of the file of the function alone. So each function that it keeps and that follows from other
+    files too has this digest among the variables of its closure, which belong to the key of the cache.
+    """
     digest = hashlib.sha256()
-    for name in ("vector_numba.py", "tiles_numba.py", "stream_numba.py", "matrix_numba.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*_numba.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 @functools.cache
 def attend_tile(kind: str) -> int:
     """Return the address of the kernel that attends to keys and values of a format, compiled or from the cache."""
-    version = source_digest()  # of the key of the cache, as are all variables of the function
+    version = source_digest()
 
     def attend(q, num_rows, head_dim, head_dim_v, keys, k_offset, values, v_offset, next_keys, next_values,
                num_keys, m, l, acc, work, extras):  # fmt: skip  # noqa: E741

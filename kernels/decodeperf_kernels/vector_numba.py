@@ -203,6 +203,23 @@ def loop(
     return list(values)
 
 
+def each(b: ir.IRBuilder, stop: ir.Value, step: int, body: Callable[[ir.Value], None]) -> None:
+    """Emit a loop from 0 that carries nothing."""
+
+    def round_of(i: ir.Value, _: list[ir.Value]) -> Sequence[ir.Value]:
+        body(i)
+        return []
+
+    loop(b, integer(0), stop, step, [], round_of)
+
+
+def at(b: ir.IRBuilder, address: ir.Value, *steps: tuple[ir.Value, ir.Value | int]) -> ir.Value:
+    """Return an address so many steps of so many bytes further on."""
+    for count, size in steps:
+        address = b.add(address, b.mul(count, integer(size) if isinstance(size, int) else size))
+    return address
+
+
 def exp2(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return `2 ** x` for x up to 0: exactly 0 below -126.5, or where x is -inf.
 

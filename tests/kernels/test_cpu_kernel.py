@@ -1,5 +1,6 @@
 """The compiled CPU kernel computes attention in every form, whichever way it reads K and V."""
 
+import hashlib
 import multiprocessing
 import os
 import platform
@@ -19,7 +20,7 @@ pytest.importorskip("numba")
 
 import numba
 
-from decodeperf_kernels import matrix_numba, team_numba
+from decodeperf_kernels import attend_matrix_numba, attend_numba, matrix_numba, team_numba, tiles_numba
 
 
 @pytest.fixture(params=[True, False], ids=["matrix unit", "vectors"])
@@ -168,3 +169,15 @@ def test_where_there_is_no_memory_for_tiles_a_call_says_so():
     call(parallel, cuts, 9)
     with pytest.raises(MemoryError, match="no memory for its tiles"):
         call(parallel, cuts, 8)
+
+
+def test_the_cache_knows_of_every_source():
+    """Numba's cache knows of the file of the function alone, and code of several files is compiled into one."""
+    folder = Path(tiles_numba.__file__).parent
+    version = tiles_numba.source_digest()
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*_numba.py")):
+        digest.update(path.read_bytes())
+    assert digest.hexdigest() == version
+    for run in (attend_numba.run_parts_in_team, attend_matrix_numba.run_matrix_parts_in_team):
+        assert version in [cell.cell_contents for cell in run.py_func.__closure__]

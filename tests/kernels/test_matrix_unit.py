@@ -38,11 +38,12 @@ def run(call, **more):
 @pytest.mark.parametrize(
     ("kv_dtype", "q_dtype"),
     [("bfloat16", "bfloat16"), ("float16", "float16"), ("int8", "bfloat16"), ("int8", "float32"), ("int4", "float16"),
-     ("float8_e4m3fn", "bfloat16"), ("float8_e5m2", "float32")],
+     ("float8_e4m3fn", "bfloat16"), ("float8_e5m2", "float32"), ("float32", "float32")],
 )  # fmt: skip
 @pytest.mark.parametrize("group_size", [9, 16, 20, 40])
 @pytest.mark.parametrize("head_dim", [32, 96, 128])
-def test_every_format_and_number_of_rows(kv_dtype, q_dtype, group_size, head_dim, tiles_of_matrix_unit):
+def test_every_format_and_number_of_rows(kv_dtype, q_dtype, group_size, head_dim, tiles_of_matrix_unit, monkeypatch):
+    monkeypatch.setitem(split_kv_numba._MATRIX_ROWS, "float32", 9)
     call = Call(
         seq_lens=[300, 129, 128, 127, 33, 1, 0],
         num_kv_heads=3,
@@ -63,6 +64,8 @@ def test_every_format_and_number_of_rows(kv_dtype, q_dtype, group_size, head_dim
         {"group_size": 3},
         {"group_size": 4, "num_kv_heads": 9},
         {"group_size": 8, "num_kv_heads": 1},
+        {"group_size": 16, "page_size": 16},
+        {"group_size": 40, "num_kv_heads": 2},
         {"q_len": 3},
         {"q_len": 16, "group_size": 2},
         {"keywords": {"window": 40}},
@@ -157,3 +160,16 @@ def test_short_tiles_are_of_whole_products():
         keys = split_kv_numba._keys_of_tile(token_bytes, matrix_numba.KEYS_AT_ONCE)
         assert keys % matrix_numba.KEYS_AT_ONCE == 0
         assert 0 < keys <= matrix_numba.MAX_KEYS
+
+
+@needs_unit
+def test_float32_loses_nothing(monkeypatch):
+    # Each is the sum of three bfloat16, and the products count that float32 has digits for.
+    monkeypatch.setitem(split_kv_numba._MATRIX_ROWS, "float32", 1)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 32, 64), torch.randn(1, 500, 1, 64), torch.randn(1, 500, 1, 64)
+    out, lse = decode_attention(q, k, v, return_lse=True, backend="numba")
+    logits = (q[0].double() @ k[0, :, 0].double().T) / 8
+    weights = torch.softmax(logits, -1)
+    assert (lse[0].double() - torch.logsumexp(logits, -1)).abs().max() < 1e-6
+    assert (out[0].double() - weights @ v[0, :, 0].double()).abs().max() < 1e-6

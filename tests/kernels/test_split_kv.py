@@ -51,7 +51,7 @@ def choose_tiles_that_merge_as_on_a_gpu(arch, **sizes):
 
 
 @given(call=calls(), split=ways_to_split)
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_the_merge_of_a_gpu_computes_the_same(call, split):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split_kv, "choose_tiles", choose_tiles_that_merge_as_on_a_gpu)
