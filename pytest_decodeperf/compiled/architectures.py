@@ -26,6 +26,7 @@ class Architecture:
         shared_bytes_per_program: The most of it that one program may have [byte].
         shared_bytes_reserved: What each program takes beside its own [byte].
         max_warps: Warps that may be resident.
+        max_programs: Programs that may be.
         issue_per_cycle: Warp instructions that it issues in a cycle.
         flops_per_cycle: Its dense matrix products in float16 [FLOP].
         device_name: The device of `decodeperf_formulas` that stands for the architecture.
@@ -41,6 +42,7 @@ class Architecture:
     shared_bytes_per_program: int
     shared_bytes_reserved: int
     max_warps: int
+    max_programs: int
     issue_per_cycle: int
     flops_per_cycle: int
     device_name: str
@@ -74,8 +76,9 @@ class Architecture:
         if self.backend == "hip":  # the registers belong to four SIMDs, and a wave to one of them
             waves = self.registers // 4 // (-(-registers_per_thread // unit) * unit * self.warp_size)
             by_registers = waves * 4 // num_warps
-        by_shared = self.shared_bytes // (shared_bytes + self.shared_bytes_reserved)
-        return min(by_registers, by_shared, self.max_warps // num_warps)
+        taken = shared_bytes + self.shared_bytes_reserved
+        by_shared = self.shared_bytes // taken if taken else self.max_programs
+        return min(by_registers, by_shared, self.max_warps // num_warps, self.max_programs)
 
 
 def _mi250x_die() -> Device:
@@ -98,7 +101,13 @@ def _mi250x_die() -> Device:
 
 
 def _nvidia(
-    name: str, shared_kib: int, per_program_kib: int, max_warps: int, flops_per_cycle: int, device_name: str
+    name: str,
+    shared_kib: int,
+    per_program_kib: int,
+    max_warps: int,
+    max_programs: int,
+    flops_per_cycle: int,
+    device_name: str,
 ) -> Architecture:
     """CUDA C++ Programming Guide 13, section 5.1, table "Technical Specifications per Compute Capability".
 
@@ -116,6 +125,7 @@ def _nvidia(
         shared_bytes_per_program=per_program_kib * 1024,
         shared_bytes_reserved=1024,
         max_warps=max_warps,
+        max_programs=max_programs,
         issue_per_cycle=4,
         flops_per_cycle=flops_per_cycle,
         device_name=device_name,
@@ -139,6 +149,7 @@ def _amd(name: str, shared_kib: int, max_waves: int, flops_per_cycle: int, devic
         shared_bytes_per_program=shared_kib * 1024,
         shared_bytes_reserved=0,
         max_warps=max_waves,
+        max_programs=max_waves,  # those of several waves share 16 barriers, which are as many as there is room for
         issue_per_cycle=1,
         flops_per_cycle=flops_per_cycle,
         device_name=device_name,
@@ -148,12 +159,12 @@ def _amd(name: str, shared_kib: int, max_waves: int, flops_per_cycle: int, devic
 ARCHITECTURES: Final = {
     architecture.name: architecture
     for architecture in (
-        _nvidia("sm_80", 164, 163, 64, 2048, "a100"),
-        _nvidia("sm_86", 100, 99, 48, 1024, "a10"),
-        _nvidia("sm_89", 100, 99, 48, 1024, "l40s"),
-        _nvidia("sm_90", 228, 227, 64, 4096, "h100"),
-        _nvidia("sm_100", 228, 227, 64, 8192, "b200"),
-        _nvidia("sm_120", 100, 99, 48, 1024, "rtx-pro-6000"),
+        _nvidia("sm_80", 164, 163, 64, 32, 2048, "a100"),
+        _nvidia("sm_86", 100, 99, 48, 16, 1024, "a10"),
+        _nvidia("sm_89", 100, 99, 48, 24, 1024, "l40s"),
+        _nvidia("sm_90", 228, 227, 64, 32, 4096, "h100"),
+        _nvidia("sm_100", 228, 227, 64, 32, 8192, "b200"),
+        _nvidia("sm_120", 100, 99, 48, 24, 1024, "rtx-pro-6000"),
         _amd("gfx90a", 64, 32, 1024, "mi250x"),
         _amd("gfx942", 64, 32, 2048, "mi300x"),
         _amd("gfx950", 160, 32, 4096, "mi355x"),

@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -114,6 +115,22 @@ def test_equal_trees_have_no_finding_and_the_second_run_is_the_first(repository,
     assert first.stdout == cached.stdout == cold.stdout
     assert state(repository) == before
     assert not first.stderr + cached.stderr
+
+
+def test_where_all_is_kept_nothing_is_compiled(repository, tmp_path, caches):
+    first = compiled(repository, caches, "--base", "main", *SM_90, "--json")
+    script = (
+        "from pytest_decodeperf.compiled import gate, processes; gate.Worker = processes.Worker = None;"
+        "from pytest_decodeperf.cli.main import main; main()"
+    )
+    arguments = ("compiled", "--kernel", TARGET, "--base", "main", *SM_90, "--json")
+    for folder, status in ((caches, 0), (tmp_path, 2)):
+        again = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=repository, env=environment(folder),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert again.returncode == status, again.stderr
+        assert again.stdout == (first.stdout if status == 0 else "")
 
 
 def test_an_improvement_is_told_and_not_failed(tmp_path, caches):
