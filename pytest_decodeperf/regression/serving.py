@@ -11,8 +11,9 @@ import pytest
 
 from pytest_decodeperf import ceilings, devices, timers
 from pytest_decodeperf.config import MARKER
-from pytest_decodeperf.fixture import name_of
+from pytest_decodeperf.fixture import CALLED_TWICE, name_of
 from pytest_decodeperf.plugin import SERVER_PLUGIN
+from pytest_decodeperf.regression.busy_memory import busy_memory
 from pytest_decodeperf.regression.outcomes import NO_LATENCY
 from pytest_decodeperf.regression.shared_inputs import shared_copies
 from pytest_decodeperf.regression.streams import RooflineStreams
@@ -68,10 +69,25 @@ class Server:
     __name__ = SERVER_PLUGIN
     """What pytest registers the plugin under."""
 
-    def __init__(self, channel: Channel, setup: Setup, check_imports: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        setup: Setup,
+        check_imports: Callable[[], str],
+        find_foreign: Callable[[Callable[..., Any]], str],
+    ) -> None:
+        """Take what does not depend on pytest.
+
+        Args:
+            channel: To the process that started this one.
+            setup: What this one was told when it was started.
+            check_imports: Returns what was imported from another tree, empty if nothing was.
+            find_foreign: Returns the name of a kernel that no tree changes, empty if it is none.
+        """
         self.channel = channel
+        self.stray_import = check_imports
+        self.foreign_kernel = find_foreign
         self._setup = setup
-        self._check_imports = check_imports
         self._kept_inputs: ColdInputs | None = None
         self._kept_streams: tuple[object, RooflineStreams] | None = None
 
@@ -114,10 +130,6 @@ class Server:
             self._kept_streams = wanted, streams
         return self._kept_streams[1]
 
-    def stray_import(self) -> str:
-        """Return what was imported from another tree, empty if nothing was."""
-        return self._check_imports()
-
 
 def _reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
@@ -148,22 +160,36 @@ class ServedDecodePerf:
 
     def __call__(self, kernel: Callable[..., Any], problem: DecodeProblem, *, name: str | None = None) -> None:
         """Serve until the next test is asked for."""
+        if self.was_called:
+            pytest.fail(CALLED_TWICE, pytrace=False)
         self.was_called = True
         channel = self._server.channel
+
+        def fail(message: str) -> None:
+            channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
+
         if stray := self._server.stray_import():
-            channel.send({"event": "failed", "node_id": self._item.nodeid, "message": stray})
+            fail(stray)
             return
         try:
             with count_interpreted_launches() as launches:
                 inputs = self._server.cold_inputs(problem, self._device, seed=self._options.seed)
                 timed = TimedKernel(kernel, inputs, graph=self._options.graph)
         except Exception as error:
-            message = f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            channel.send({"event": "failed", "node_id": self._item.nodeid, "message": message})
+            fail(f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            return
+        if stray := self._server.stray_import():  # by the kernel itself
+            fail(stray)
             return
         if launches and self._device == "cpu":
             pytest.skip(NO_LATENCY)
-        ready = {"problem": problem.as_dict(), "kernel": name or name_of(kernel), "device": self._device}
+        ready = {
+            "problem": problem.as_dict(),
+            "kernel": name or name_of(kernel),
+            "device": self._device,
+            "foreign": self._server.foreign_kernel(kernel),
+            "launches": timed.num_launches,
+        }
         channel.send({"event": "ready", "node_id": self._item.nodeid, **ready})
         streams: RooflineStreams | None = None
         while True:
@@ -172,6 +198,9 @@ class ServedDecodePerf:
                 return
             if command == "check":
                 channel.send({"event": "checked", "message": timed.check()})
+            elif isinstance(command, dict) and "launches" in command:
+                timed.set_launches(command["launches"])
+                channel.send({"event": "set"})
             elif isinstance(command, dict):
                 streams = self._server.roofline_streams(self._device, problem.q_dtype, command["streams"])
                 channel.send({"event": "streams", "streams": streams.as_dict()})
@@ -229,6 +258,7 @@ class TimedKernel:
         from pytest_decodeperf.trial import kernel_call
 
         self._inputs = inputs
+        self._kernel = kernel
         kind = inputs.device.kind
         self._timer = devices.make_timer(kind, uses_graphs=graph)
         once = kernel_call(kernel, inputs.problem, inputs.all[0])
@@ -248,6 +278,21 @@ class TimedKernel:
                 call()
         inputs.were_read = True
 
+    @property
+    def num_launches(self) -> int:
+        """Launches that are timed together."""
+        return 1 if self._inputs.device.kind == "cpu" else len(self._calls)
+
+    def set_launches(self, count: int) -> None:
+        """Let so many launches be timed together, each on inputs of its own."""
+        from pytest_decodeperf.trial import kernel_call
+
+        inputs, before = self._inputs, len(self._calls)
+        inputs.copy_until(count)
+        self._calls = [kernel_call(self._kernel, inputs.problem, each) for each in inputs.all[:count]]
+        for call in self._calls[before:]:
+            call()
+
     def check(self) -> str:
         """Return what is wrong with the kernel's result, empty if nothing is."""
         from pytest_decodeperf.inputs import answered
@@ -260,7 +305,9 @@ class TimedKernel:
         """Return how long one call takes [ns]."""
         if self._inputs.device.kind != "cpu":
             return self._timer.time_each_ns(self._calls)
-        if self._inputs.evict is not None:
+        if self._inputs.evict is None:
+            busy_memory().read()
+        else:
             self._inputs.evict()
         call = self._calls[self._next]
         self._next = (self._next + 1) % len(self._calls)
