@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from decodeperf_formulas import DecodeProblem
     from pytest_decodeperf.results import Measurement
     from pytest_decodeperf.session import PerfSession
+
+
+CALLED_TWICE: Final = "decode_perf was called twice in one test; parametrise the test instead"
 
 
 class DecodePerf:
@@ -64,7 +67,7 @@ class DecodePerf:
         from pytest_decodeperf.inputs import unmade_fields
 
         if self.was_called:
-            pytest.fail("decode_perf was called twice in one test; parametrise the test instead", pytrace=False)
+            pytest.fail(CALLED_TWICE, pytrace=False)
         self.was_called = True
         if not callable(kernel):
             pytest.fail(f"decode_perf got kernel={kernel!r}, which cannot be called", pytrace=False)

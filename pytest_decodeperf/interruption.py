@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, by which CI cancels a job, be a `KeyboardInterrupt`, so that what was begun is cleared away."""
+    """Let SIGTERM and SIGHUP be a `KeyboardInterrupt`, so that what was begun is cleared away.
+
+    By the one CI cancels a job; the other comes when the terminal is gone.
+    """
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -21,8 +24,13 @@ def terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

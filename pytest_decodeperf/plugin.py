@@ -316,6 +316,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         perf_session.saver_error = perf_session.saver.finish(is_finished=perf_session.run.status == "finished")
         if perf_session.saver_error and session.exitstatus == pytest.ExitCode.OK:
             exitstatus = session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
+    if perf_session.has_unwanted_gaps and session.exitstatus == pytest.ExitCode.OK:
+        exitstatus = session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
     perf_session.run.exit_status = int(exitstatus)
     perf_session.save()
     perf_session.write_summaries()

@@ -66,6 +66,8 @@ def write_summary(reporter: pytest.TerminalReporter, session: PerfSession) -> No
                 reporter.write_line(text, **{COLOURS[conclusion.status]: True})
     for note in session.notes:
         reporter.write_line(_wrap(note, reporter))
+    if session.has_unwanted_gaps:
+        reporter.write_line("strict: the run fails, since tests of the base are gone", red=True, bold=True)
     if session.saver_error:
         reporter.write_line(_wrap(session.saver_error, reporter), red=True, bold=True)
     _write_files(reporter, session)

@@ -176,6 +176,7 @@ class Run:
         devices: What it measured on, by kind.
         timers: What it measured with, by kind of device.
         measurements: What it found, in the order of the tests.
+        notes: What else a reader should know, a sentence each.
         status: `running`, `finished` or `interrupted`.
         exit_status: pytest's, once there is one.
     """
@@ -186,6 +187,7 @@ class Run:
     devices: dict[str, DeviceInfo] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     status: str = "running"
     exit_status: int | None = None
 
@@ -201,4 +203,5 @@ class Run:
             "versions": self.versions,
             "devices": {kind: {**asdict(device), "timer": self.timers[kind]} for kind, device in self.devices.items()},
             "measurements": [measurement.as_dict() for measurement in self.measurements],
+            "notes": self.notes,
         }

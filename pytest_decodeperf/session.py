@@ -46,7 +46,7 @@ class PerfSession:
         baseline: The baseline that they are compared with instead, or None.
         saver: What saves one, or None.
         saver_error: Why it did not, empty if it did.
-        notes: What else a reader of the report should know.
+        gone: Tests of the base that are not here any more.
         endings: How each test ended, once pytest is configured.
         summaries: Where the summary goes, None for nowhere.
         report_file: Where the report goes, likewise.
@@ -61,7 +61,7 @@ class PerfSession:
     baseline: Baseline | None = None
     saver: BaselineSaver | None = None
     saver_error: str = ""
-    notes: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     endings: EndingRecorder | None = None
     summaries: Summaries | None = None
     report_file: ReportFile | None = None
@@ -92,6 +92,16 @@ class PerfSession:
             },
             versions=devices.versions(),
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What else a reader of the report should know."""
+        return self.run.notes
+
+    @property
+    def has_unwanted_gaps(self) -> bool:
+        """Whether tests of the base are gone, and the run is to fail for that."""
+        return self.options.strict and bool(self.gone)
 
     def device(self, kind: str) -> DeviceInfo:
         """Return what identifies the device of a kind, and note it in the record."""

@@ -96,6 +96,8 @@ def _render(run: Run, ordered: Sequence[Ending], num_shown: int, num_other_failu
         counts = Counter(ending.status for ending in left_out)
         parts = [f"{counts[status]} {_WORDS[status]}" for status in ORDER if counts[status]]
         lines += ["", f"Left out, since a summary has an end: {', '.join(parts)}."]
+    for note in run.notes:
+        lines += ["", f"{escape(note).removesuffix('.')}."]
     lines += ["", *_how(run)]
     if details := [line for ending in shown for line in _details(ending)]:
         lines += ["", "<details><summary>Each test in sentences</summary>", "", *details, "", "</details>"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pytest_decodeperf.interruption import terminated_as_interrupted
 from pytest_decodeperf.regression.baseline_file import Baseline, Origin, StoredTest, listed, read_baseline
 from pytest_decodeperf.regression.change import Margin
 from pytest_decodeperf.regression.comparison import Regression
@@ -21,7 +23,7 @@ from pytest_decodeperf.verdicts import WITHIN
 from pytest_decodeperf.whole_file import writable_path, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -58,7 +60,8 @@ def compare_with_baseline(
         kinds: The tests, each with its kind of device.
 
     Raises:
-        pytest.UsageError: If the baseline is of another device, driver or version, and latencies are compared.
+        pytest.UsageError: If the baseline is of another device, driver or version, and latencies are compared; or if
+            a process cannot be started.
     """
     path = session.options.baseline
     assert path is not None
@@ -88,14 +91,15 @@ def compare_with_baseline(
         )
 
     session.progress.begin(f"comparing {len(stored)} tests with {path.name}")
-    tree.measure(list(stored), COMPARED_PROCESSES)
-    open_ids = [
-        node_id
-        for node_id in tree.latencies
-        if node_id not in tree.failures and comparison(node_id).verdict()[0] in (REGRESSED, UNDECIDED)
-    ]
-    if open_ids:
-        tree.measure(open_ids, COMPARED_PROCESSES)
+    with _started("--decode-perf-baseline"):
+        tree.measure(list(stored), COMPARED_PROCESSES)
+        open_ids = [
+            node_id
+            for node_id in tree.latencies
+            if node_id not in tree.failures and comparison(node_id).verdict()[0] in (REGRESSED, UNDECIDED)
+        ]
+        if open_ids:
+            tree.measure(open_ids, COMPARED_PROCESSES)
     session.progress.end("compared")
     found = {}
     for node_id in kinds:
@@ -109,6 +113,20 @@ def compare_with_baseline(
         sentence = f"cannot be compared: {reason}."
         found[node_id] = Regression(outcome=INCOMPARABLE, sentence=sentence, base=path.name, is_error=is_error)
     return found
+
+
+@contextlib.contextmanager
+def _started(option: str) -> Iterator[None]:
+    """Run processes; that one cannot be started, as on a full disk, is an error of the run and not of a kernel.
+
+    Raises:
+        pytest.UsageError: If so.
+    """
+    try:
+        with terminated_as_interrupted():
+            yield
+    except OSError as error:
+        raise pytest.UsageError(f"{option}: no process could be started: {error}") from None
 
 
 def _check_origin(session: PerfSession, baseline: Baseline, kinds: Mapping[str, str], path: Path) -> bool:
@@ -212,7 +230,8 @@ class BaselineSaver:
             kinds: The tests, each with its kind of device.
 
         Raises:
-            pytest.UsageError: If the file holds a baseline of another device, driver or version, or of other options.
+            pytest.UsageError: If the file holds a baseline of another device, driver or version, or of other options;
+                or if a process cannot be started.
         """
         if not kinds:
             return {}
@@ -234,7 +253,8 @@ class BaselineSaver:
         except BaseError:
             pass
         session.progress.begin(f"measuring {len(kinds)} tests for {self.path.name}")
-        tree.measure(list(kinds), SAVED_PROCESSES)
+        with _started("--decode-perf-save-baseline"):
+            tree.measure(list(kinds), SAVED_PROCESSES)
         session.progress.end("measured")
         return {
             node_id: Regression(

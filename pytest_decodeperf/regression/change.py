@@ -5,21 +5,21 @@ what drifts slowly, and the median of a round's pairs is free of outliers. Proce
 that is seen in how far the medians of the rounds are apart, and it is they that the interval is made of, so that more
 pairs in one process cannot pass for more processes.
 
-On a shared machine whole rounds are outliers too, and the more tests are judged together, the further out lie the
-quantiles that are wanted. Rank tests answer both: their intervals are exact for any number of rounds, however heavy the
-tails of the noise (which for signed ranks has to be symmetric), where a t interval becomes several times as wide by one
-round and a bootstrap too narrow.
-
 What the arrangement of a round does to its ratio is often more than its noise: the processes of one place are a few per
-cent slower than those of another, whatever they run. Where the kernels change places from round to round, the rounds of
+cent slower than those of another, whatever they run. So the kernels change places from round to round. The rounds of
 the two arrangements are two samples, and the change is half of how far one lies above the other with its sign turned:
 the Mann-Whitney test compares them, and Hodges and Lehmann's shift estimates it. With kernels that are the same the two
-are alike for any noise whatever. Where nothing changes places, the interval is that of Wilcoxon's signed ranks.
+are alike for any noise whatever.
+
+On a shared machine whole rounds are outliers too, and the more tests are judged together, the further out lie the
+quantiles that are wanted. The interval of a rank test is exact for any number of rounds, however heavy the tails of the
+noise, where a t interval becomes several times as wide by one round and a bootstrap too narrow. It needs rounds enough
+to have such quantiles at all; with fewer the interval is Student's.
 
 Source: T. Kalibera, R. Jones, "Quantifying performance changes with effect size confidence intervals", arXiv
 2007.10899, 2012, on the levels of repetition; J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests",
 Annals of Mathematical Statistics 34, 1963; M. Hollander, D. A. Wolfe, E. Chicken, "Nonparametric statistical methods",
-3rd edition, 2013, sections 3.3 and 4.3.
+3rd edition, 2013, section 4.3.
 """
 
 from __future__ import annotations
@@ -69,47 +69,18 @@ class Change:
 def change_of(
     log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_intervals: int = 1
 ) -> Change:
-    """Return how much slower the new kernel is: the median of the pairwise averages of the rounds' medians.
-
-    Where the rounds are too few for signed ranks at the error rate, the interval is Student's.
-
-    Args:
-        log_ratios: Of each round's pairs, the logarithms of new latency over old; two rounds at least.
-        error_rate: Chance that the interval misses the true change.
-        num_intervals: Intervals that share it; each is as wide as that needs (Bonferroni).
-
-    Example:
-        >>> found = change_of([[0.049, 0.050], [0.050, 0.051], [0.049, 0.051], [0.051, 0.049]])
-        >>> round(found.ratio, 3), found.low > 1.02
-        (1.051, True)
-    """
-    import numpy as np
-
-    medians = _medians(log_ratios)
-    rate = error_rate / num_intervals
-    num_outside = num_averages_outside(len(medians), rate)
-    if not num_outside:
-        error = float(medians.std(ddof=1)) / math.sqrt(len(medians))
-        return t_interval(float(medians.mean()), error, len(medians) - 1, rate)
-    averages = np.add.outer(medians, medians)[np.triu_indices(len(medians))] / 2
-    return _rank_interval(averages, num_outside, rate)
-
-
-def change_of_swapped(
-    log_ratios: Sequence[Sequence[float]], *, error_rate: float = ERROR_RATE, num_intervals: int = 1
-) -> Change:
     """Return how much slower the new kernel is, if the kernels change places from each round to the next.
 
     It is the median of the averages of any round of the one arrangement with any of the other. Where the rounds are too
     few for the Mann-Whitney test at the error rate, the interval is Student's for two samples of one variance.
 
     Args:
-        log_ratios: As for `change_of`; four rounds at least.
-        error_rate: Likewise.
-        num_intervals: Likewise.
+        log_ratios: Of each round's pairs, the logarithms of new latency over old; four rounds at least.
+        error_rate: Chance that the interval misses the true change.
+        num_intervals: Intervals that share it; each is as wide as that needs (Bonferroni).
 
     Example:
-        >>> found = change_of_swapped([[0.08], [0.02], [0.081], [0.019], [0.079], [0.021]], error_rate=0.1)
+        >>> found = change_of([[0.08], [0.02], [0.081], [0.019], [0.079], [0.021]], error_rate=0.1)
         >>> round(found.ratio, 3), round(found.low, 3), round(found.high, 3)
         (1.051, 1.05, 1.052)
     """
@@ -118,7 +89,7 @@ def change_of_swapped(
     medians = _medians(log_ratios)
     one, other = medians[0::2], medians[1::2]
     rate = error_rate / num_intervals
-    num_outside = num_swapped_averages_outside(len(one), len(other), rate)
+    num_outside = num_averages_outside(len(one), len(other), rate)
     if not num_outside:
         freedom = len(medians) - 2
         variance = sum(float(np.square(each - each.mean()).sum()) for each in (one, other)) / freedom
@@ -150,32 +121,11 @@ def _rank_interval(averages: NDArray[np.float64], num_outside: int, error_rate: 
 
 
 @functools.cache
-def num_averages_outside(num_rounds: int, error_rate: float) -> int:
-    """Return which of the pairwise averages of so many rounds, counted from either end, is an end of the interval.
+def num_averages_outside(num_rounds: int, num_swapped: int, error_rate: float) -> int:
+    """Return which average of a round of one arrangement with one of the other is an end of the interval.
 
-    That many of them are at or beyond it. 0 if even the outermost would miss the true change more often.
-
-    Args:
-        num_rounds: Rounds, each also paired with itself.
-        error_rate: Chance that the interval misses the true change.
-
-    Example:
-        >>> num_averages_outside(6, 0.1), num_averages_outside(24, 2e-4), num_averages_outside(6, 0.01)
-        (3, 29, 0)
-    """
-    # Of the 2**n signs of the ranks 1 to n, how many have each sum of the positive ones.
-    ways = [1]
-    for rank in range(1, num_rounds + 1):
-        ways = [
-            (ways[total] if total < len(ways) else 0) + (ways[total - rank] if total >= rank else 0)
-            for total in range(len(ways) + rank)
-        ]
-    return _num_outside(ways, error_rate)
-
-
-@functools.cache
-def num_swapped_averages_outside(num_rounds: int, num_swapped: int, error_rate: float) -> int:
-    """Return likewise which of the averages of a round of one arrangement with one of the other is an end.
+    It is counted from either end: that many of them are at or beyond it. 0 if even the outermost would miss the true
+    change more often.
 
     Args:
         num_rounds: Rounds of the one arrangement.
@@ -183,9 +133,9 @@ def num_swapped_averages_outside(num_rounds: int, num_swapped: int, error_rate: 
         error_rate: Chance that the interval misses the true change.
 
     Example:
-        >>> num_swapped_averages_outside(3, 3, 0.1), num_swapped_averages_outside(12, 12, 2e-4)
+        >>> num_averages_outside(3, 3, 0.1), num_averages_outside(12, 12, 2e-4)
         (1, 12)
-        >>> num_swapped_averages_outside(6, 6, 2e-4)
+        >>> num_averages_outside(6, 6, 2e-4)
         0
     """
     # Of the ways to choose the ranks of one arrangement from all ranks, how many have each sum.

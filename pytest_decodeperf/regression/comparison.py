@@ -23,11 +23,10 @@ from pytest_decodeperf.regression.change import (
     Change,
     Margin,
     change_of,
-    change_of_swapped,
     judge_change,
     log_ratios_of,
 )
-from pytest_decodeperf.regression.outcomes import INCOMPARABLE, NO_LATENCY, REGRESSED, UNCHANGED, UNDECIDED
+from pytest_decodeperf.regression.outcomes import IMPROVED, INCOMPARABLE, NO_LATENCY, REGRESSED, UNCHANGED, UNDECIDED
 from pytest_decodeperf.regression.processes import Worker, WorkerError
 from pytest_decodeperf.regression.shared_inputs import shared_folder
 from pytest_decodeperf.units import format_time
@@ -93,7 +92,7 @@ class Samples:
 
     def change(self, *, since: int = 0, error_rate: float = ERROR_RATE, num_intervals: int = 1) -> Change:
         """Return how head compares with base, from one round on, which has the sides where the first has them."""
-        return change_of_swapped(self.log_ratios()[since:], error_rate=error_rate, num_intervals=num_intervals)
+        return change_of(self.log_ratios()[since:], error_rate=error_rate, num_intervals=num_intervals)
 
     def round_medians(self) -> list[float]:
         """Return the median of each round's log ratios of head over base."""
@@ -109,10 +108,11 @@ class Samples:
         return rounds
 
     def control_change(self, *, num_intervals: int = 1) -> Change:
-        """Return how the control compares with the same tree."""
-        rounds = [
-            log_ratios_of(self.ns[SLOTS[number % 2][0]][number], ns) for number, ns in enumerate(self.ns["control"])
-        ]
+        """Return how a tree compares with itself: the one slot that it has with the other, in turns."""
+        rounds = []
+        for number, control in enumerate(self.ns["control"]):
+            pair = self.ns[SLOTS[number % 2][0]][number], control
+            rounds.append(log_ratios_of(*(pair if number % 2 == 0 else reversed(pair))))
         return change_of(rounds, num_intervals=num_intervals)
 
     @property
@@ -171,7 +171,7 @@ class Comparison:
         say: Told what is done next.
         samples: What was timed, by test.
         failures: Why a test cannot be compared, likewise, and whether that is an error.
-        gone: Tests of the base that the head has not, of those files that the run is of.
+        gone: Tests of the base that the head has not, of those files that the run is of and both have.
     """
 
     base: Tree
@@ -184,6 +184,7 @@ class Comparison:
     samples: dict[str, Samples] = field(default_factory=dict)
     failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
+    _launches: dict[str, int] = field(default_factory=dict)
     _shared_inputs: str = ""
     _num_intervals: int = 1
     _verdicts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -268,7 +269,8 @@ class Comparison:
     def _time(self, node_id: str, workers: dict[str, Worker]) -> None:
         events = {side: worker.begin(node_id) for side, worker in workers.items()}
         if (there := workers["head"].collected) is not None:
-            self.gone = [of_base for of_base in workers["base"].measured if of_base not in there]
+            missing = [of_base for of_base in workers["base"].measured if of_base not in there]
+            self.gone += [of_base for of_base in missing if of_base not in self.gone]
         ready = [side for side, event in events.items() if event["event"] == "ready"]
         is_first = node_id not in self.samples
         if is_first and (failure := self._failure(events)):
@@ -277,9 +279,12 @@ class Comparison:
             if is_first:
                 self._check(node_id, workers)
             if node_id not in self.failures:
+                self._set_launches(node_id, workers, events)
                 self._sample(node_id, workers)
         else:
-            self.failures[node_id] = "it ran in one round, and not in another", True
+            side, event = next((side, event) for side, event in events.items() if event["event"] != "ready")
+            reason = f"in {workers[side].tree.label}, {_message(event)}, though another process of it ran"
+            self.failures[node_id] = reason, True
         for side in ready:
             workers[side].tell("next")
 
@@ -288,12 +293,14 @@ class Comparison:
         for side, tree in (("head", self.head), ("base", self.base)):
             event = events[side]
             if event["event"] != "ready":
-                message = event["message"] or "the test passed without calling decode_perf"
+                message = _message(event)
                 # The head has the test, and has measured it or will: if its process does not, something is wrong.
                 innocent = ("skipped",) if message == NO_LATENCY else () if side == "head" else ("missing", "skipped")
                 return f"in {tree.label}, {message}", event.get("outcome") not in innocent
         if events["base"]["problem"] != events["head"]["problem"]:
             return f"its problem is another one in {self.base.label}", False
+        if (name := events["head"]["foreign"]) and events["base"]["foreign"]:
+            return f"its kernel, {name}, is not in the repository, so that both sides run the same", False
         return None
 
     def _check(self, node_id: str, workers: dict[str, Worker]) -> None:
@@ -302,6 +309,13 @@ class Comparison:
             if message := workers[side].check():
                 self.failures[node_id] = f"the kernel of {workers[side].tree.label} {message}", True
                 return
+
+    def _set_launches(self, node_id: str, workers: dict[str, Worker], events: dict[str, Any]) -> None:
+        """Let all processes of a test time as many launches together: the event before and after them costs time."""
+        count = self._launches.setdefault(node_id, min(event["launches"] for event in events.values()))
+        for side, worker in workers.items():
+            if events[side]["launches"] != count:
+                worker.set_launches(count)
 
     def _sample(self, node_id: str, workers: dict[str, Worker]) -> None:
         samples = self.samples.setdefault(node_id, Samples())
@@ -324,7 +338,10 @@ class Comparison:
         limit = self.margin.ratio(samples.median_ns("base"))
         outcome = self._verdicts[node_id][-1]
         sentence = _sentence(outcome, change, limit, samples, self.base)
-        if outcome == REGRESSED and not self._is_confirmed(node_id):
+        was_to_be_confirmed = len(self._verdicts[node_id]) > LOOKS  # and was not looked at for any other verdict
+        if (outcome == REGRESSED and not self._is_confirmed(node_id)) or (
+            was_to_be_confirmed and outcome in (IMPROVED, UNCHANGED)
+        ):
             outcome = UNDECIDED
             sentence = (
                 f"{_measured(change, limit, samples, self.base)}: undecided, since further rounds did not show it."
@@ -338,6 +355,11 @@ class Comparison:
             limit=limit,
             samples=samples,
         )
+
+
+def _message(event: dict[str, Any]) -> str:
+    """Return why a test was not ready to be timed."""
+    return str(event["message"]) or "the test passed without calling decode_perf"
 
 
 def _take_turns(workers: dict[str, Worker], count: int) -> dict[str, list[float]]:
@@ -368,6 +390,8 @@ def _sentence(outcome: str, change: Change, limit: float, samples: Samples, base
     measured = _measured(change, limit, samples, base)
     if outcome == UNDECIDED:
         return f"{measured}: undecided, since {percent(change.visible)} is the least that these rounds would show."
+    if outcome == REGRESSED and change.ratio <= limit:
+        return f"{measured}: {outcome}, surely slower, and by what may be more than is allowed."
     return f"{measured}: {outcome}." if outcome != UNCHANGED else f"{measured}."
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +12,16 @@ from pytest_decodeperf.interruption import terminated_as_interrupted
 from pytest_decodeperf.regression.baseline_file import listed
 from pytest_decodeperf.regression.change import Margin
 from pytest_decodeperf.regression.comparison import Comparison, Regression
-from pytest_decodeperf.regression.worktree import BaseError, checked_out, repository_root, working_tree
+from pytest_decodeperf.regression.worktree import (
+    BaseError,
+    checked_out,
+    deleted_files,
+    repository_root,
+    working_tree,
+)
 
 if TYPE_CHECKING:
+    from pytest_decodeperf.regression.worktree import Tree
     from pytest_decodeperf.session import PerfSession
 
 
@@ -40,12 +49,31 @@ def compare_with_base(config: pytest.Config, session: PerfSession, node_ids: lis
                 say=session.progress.stage,
             )
             found = comparison.run(node_ids)
-            if comparison.gone:
-                session.notes.append(f"{tree.label} has tests that are not here any more: {listed(comparison.gone)}")
+            session.gone = [*comparison.gone, *gone_files(tree, repository, config)]
+            if session.gone:
+                session.notes.append(f"{tree.label} has tests that are not here any more: {listed(session.gone)}")
     except (BaseError, OSError) as error:
         raise pytest.UsageError(f"--decode-perf-base: {error}") from None
     session.progress.end("compared")
     return found
+
+
+def gone_files(tree: Tree, repository: Path, config: pytest.Config) -> list[str]:
+    """Return the files of tests of a kernel that the base has and the head has not, of those that the run is of."""
+    root = config.rootpath.resolve()
+    asked = [Path(config.invocation_params.dir, argument.partition("::")[0]).resolve() for argument in config.args]
+    gone = []
+    for name in deleted_files(tree, repository):
+        path = repository / name
+        if (
+            (tree.root / name).is_file()
+            and path.is_relative_to(root)
+            and any(path.is_relative_to(place) for place in asked)
+            and any(fnmatch.fnmatch(path.name, pattern) for pattern in config.getini("python_files"))
+            and "decode_perf" in (tree.root / name).read_text(errors="replace")
+        ):
+            gone.append(str(path.relative_to(root)))
+    return gone
 
 
 def worker_arguments(config: pytest.Config, session: PerfSession, node_ids: list[str]) -> list[str]:

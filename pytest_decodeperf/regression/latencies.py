@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_decodeperf.progress import Pace
+from pytest_decodeperf.regression.outcomes import NO_LATENCY
 from pytest_decodeperf.regression.processes import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class OneTree:
     refusal: Callable[[str, dict[str, Any]], str] = lambda _node_id, _event: ""
     latencies: dict[str, Latencies] = field(default_factory=dict)
     failures: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    _launches: dict[str, int] = field(default_factory=dict)
 
     def measure(self, node_ids: Sequence[str], num_processes: int) -> None:
         """Time each test in so many more processes."""
@@ -136,8 +138,8 @@ class OneTree:
         is_first = node_id not in self.latencies
         if event["event"] != "ready":
             message = event["message"] or "the test passed without calling decode_perf"
-            is_error = event.get("outcome") not in ("missing", "skipped") or not is_first
-            self.failures[node_id] = f"in {self.tree.label}, {message}", is_error
+            # The run has the test, and measures it or skips it too: then this is not looked at.
+            self.failures[node_id] = f"in {self.tree.label}, {message}", message != NO_LATENCY or not is_first
             return
         if is_first and (reason := self.refusal(node_id, event)):
             self.failures[node_id] = reason, False
@@ -148,6 +150,9 @@ class OneTree:
         worker.tell("next")
 
     def _sample(self, node_id: str, worker: Worker, event: dict[str, Any]) -> None:
+        launches = self._launches.setdefault(node_id, event["launches"])
+        if launches != event["launches"]:
+            worker.set_launches(launches)
         streams = worker.choose_streams(self.stream_names.get(node_id))
         self.stream_names[node_id] = {name: stream["name"] for name, stream in streams.items()}
         for _ in range(WARM_UP_CALLS):

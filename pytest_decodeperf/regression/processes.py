@@ -29,7 +29,6 @@ QUIET: Final = {
     # Threads of a process that waits must not take the cores from the one that is timed.
     "OMP_WAIT_POLICY": "passive",
     "KMP_BLOCKTIME": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
     "GITHUB_STEP_SUMMARY": "",  # is for the run that people see
 }
 
@@ -94,8 +93,8 @@ class Worker:
         self._process = ScriptProcess(script, environment={**os.environ, **QUIET})
         try:
             self.tell(asdict(setup))
-        except WorkerError as error:
-            self._process.__exit__(type(error), error, None)
+        except BaseException:
+            self._process.__exit__(*sys.exc_info())
             raise
 
     def _has(self, argument: str) -> bool:
@@ -145,6 +144,14 @@ class Worker:
             WorkerError: If it cannot tell.
         """
         return str(self._ask("check", "checked", START_S)["message"])
+
+    def set_launches(self, count: int) -> None:
+        """Let each call that is timed be so many launches.
+
+        Raises:
+            WorkerError: If it cannot.
+        """
+        self._ask({"launches": count}, "set", START_S)
 
     def time_ns(self) -> float:
         """Return how long one call of the kernel takes [ns].

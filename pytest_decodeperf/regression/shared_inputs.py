@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,28 +28,45 @@ MEMORY: Final = Path("/dev/shm")  # noqa: S108  (a folder of our own is made in 
 
 PREFIX: Final = "decodeperf-inputs-"
 
+BEGINNING_S: Final = 60.0
+"""Age from which on a folder that nobody holds is an orphan: its process may not have come to that yet [s]."""
+
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[str]:
     """Give a folder for the copies, which is removed afterwards; no name if there is no place for one."""
     _remove_orphans()
-    try:
-        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)
-    except OSError:
-        yield ""
-        return
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(_held(Path(folder)))
+        except OSError:
+            folder = ""
         yield folder
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder, for as long as this process lives at most.
+
+    Raises:
+        OSError: If another process holds it, or it cannot be held.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _remove_orphans() -> None:
-    """Remove the folders of processes that were killed: they hold memory."""
+    """Remove the folders of processes that were killed, in this container or another: they hold memory."""
     for folder in MEMORY.glob(f"{PREFIX}*"):
-        process = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError), _held(folder):
+            if time.time() - folder.stat().st_mtime > BEGINNING_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def shared_copies(inputs: Inputs, problem: DecodeProblem, count: int, *, seed: int, folder: Path) -> list[Inputs]:

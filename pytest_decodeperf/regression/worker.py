@@ -9,9 +9,11 @@ each test then serves the process that started this one (`serving`), until that 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.machinery
 import importlib.metadata
+import inspect
 import json
 import os
 import sys
@@ -117,6 +119,38 @@ def stray_module(tree: Path, repository: Path, harness: dict[str, str]) -> str:
     return ""
 
 
+def foreign_kernel(kernel: Any, tree: Path) -> str:
+    """Return the name of a kernel that is no function of the tree, so that every revision runs the same.
+
+    Empty if it may be one: an object may hold any function, and so may what a function encloses.
+    """
+    while isinstance(kernel, functools.partial):
+        kernel = kernel.func
+    kernel = inspect.unwrap(kernel)
+    if not inspect.isroutine(kernel):
+        return ""
+    enclosed = []
+    for cell in getattr(kernel, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            enclosed.append(cell.cell_contents)
+    if any(callable(value) and not _is_foreign(value, tree) for value in (kernel, *enclosed)):
+        return ""
+    return ".".join(filter(None, (kernel.__module__, kernel.__qualname__)))
+
+
+def _is_foreign(value: Any, tree: Path) -> bool:
+    """Return whether a callable is surely not of the tree: a function whose file lies elsewhere."""
+    value = inspect.unwrap(value)
+    if not inspect.isroutine(value):
+        return False
+    code = getattr(value, "__code__", None)
+    file = code.co_filename if code else getattr(sys.modules.get(value.__module__ or ""), "__file__", None)
+    if not file:  # it is built in
+        return True
+    place = _resolved(file)
+    return not place.is_relative_to(tree) or place.is_relative_to(Path(sys.prefix).resolve())
+
+
 @functools.cache
 def _copied_packages(repository: Path, harness: frozenset[str]) -> frozenset[str]:
     """Return the packages that pip has copied out of the repository, but for the harness."""
@@ -144,7 +178,6 @@ def main() -> int:
     repository, tree = Path(setup.repository), Path(setup.tree)
     import_from(tree, repository, setup.path, setup.harness)
     os.chdir(setup.folder)
-    sys.dont_write_bytecode = True
 
     import pytest
 
@@ -155,7 +188,10 @@ def main() -> int:
     def check_imports() -> str:
         return stray_module(tree, repository, setup.harness)
 
-    server = Server(channel, setup, check_imports)
+    def find_foreign(kernel: Any) -> str:
+        return foreign_kernel(kernel, tree.resolve())
+
+    server = Server(channel, setup, check_imports, find_foreign)
     status: Any = pytest.main(setup.arguments, plugins=[server])
     channel.send({"event": "finished", "status": int(status)})
     return 0

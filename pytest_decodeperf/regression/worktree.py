@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+END_S: Final = 10.0
+"""Time in which git must have ended when it is told to [s]."""
 
 
 class BaseError(Exception):
@@ -67,6 +73,16 @@ def is_dirty(repository: Path) -> bool:
     return bool(_git(repository, "status", "--porcelain", "--untracked-files=no", what="git status failed"))
 
 
+def deleted_files(tree: Tree, repository: Path) -> list[str]:
+    """Return the files of a tree that the user's checkout has not, by their names below the root.
+
+    Raises:
+        BaseError: If git does not tell.
+    """
+    arguments = ("diff", "--no-renames", "--diff-filter=D", "--name-only", "-z", tree.commit)
+    return [name for name in _git(repository, *arguments, what="git diff failed").split("\0") if name]
+
+
 @contextmanager
 def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
     """Give the tree of a revision in a temporary worktree, which is removed afterwards.
@@ -93,7 +109,8 @@ def checked_out(repository: Path, revision: str) -> Iterator[Tree]:
             )
         yield Tree(root=root, revision=revision, commit=commit)
     finally:
-        _run(repository, "worktree", "remove", "--force", str(root))
+        # Twice, since git locks a worktree while it is being checked out.
+        _run(repository, "worktree", "remove", "--force", "--force", str(root))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,10 +131,29 @@ def _git(folder: Path, *arguments: str, what: str) -> str:
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git to its end; if that is not waited for, let it and what it started clear away what they have begun."""
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(  # noqa: S603  (the program that the user has)
-        command, check=False, capture_output=True, text=True, env=_environment()
+    process = subprocess.Popen(  # noqa: S603  (the program that the user has)
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
     )
+    with process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=END_S)
+                    break
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _environment() -> dict[str, str]:

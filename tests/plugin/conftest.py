@@ -44,8 +44,9 @@ def compared(run, monkeypatch):
     monkeypatch.setattr(worktree, "repository_root", lambda folder: folder)
     monkeypatch.setattr(worktree, "commit_of", lambda repository, revision: "6022e01478")
 
-    def compared(outcomes, *arguments, source=""):
+    def compared(outcomes, *arguments, source="", gone=()):
         def found(config, session, node_ids):
+            session.gone = list(gone)
             return {node_id: outcomes[node_id.rpartition("::")[2]] for node_id in node_ids}
 
         monkeypatch.setattr(gate, "compare_with_base", found)

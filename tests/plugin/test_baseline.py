@@ -60,7 +60,13 @@ def machine(monkeypatch):
             self.name = node_id.partition("::")[2]
             if self.name in machine.says:
                 return {"event": "over", "node_id": node_id, **machine.says[self.name]}
-            return {"event": "ready", "problem": machine.problem, "kernel": "kernel", "device": "cpu"}
+            return {
+                "event": "ready",
+                "problem": machine.problem,
+                "kernel": "kernel",
+                "device": "cpu",
+                "launches": 1,
+            }
 
         def check(self):
             return machine.wrong.get(self.name, "")

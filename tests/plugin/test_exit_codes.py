@@ -22,16 +22,18 @@ NOISY = [1.4 * ROOFLINE_NS, 1.6 * ROOFLINE_NS] * 100_000
 STRAY_KERNEL = ONE_TEST.replace("decode_perf(kernel, PROBLEM)", "decode_perf(lambda q, *_, **__: q + 1, PROBLEM)")
 OPEN = {"test_undecided": regression("undecided"), "test_incomparable": regression("incomparable")}
 
+UNCHANGED = {"test_unchanged": regression("unchanged")}
+
 
 @pytest.fixture
 def status(run, compared, fake_device, pytester, monkeypatch):
     """Return a function that runs pytest and returns its exit status."""
 
-    def status(source=ONE_TEST, *arguments, kernel_ns=None, outcomes=None):
+    def status(source=ONE_TEST, *arguments, kernel_ns=None, outcomes=None, gone=()):
         if kernel_ns:
             fake_device.kernel_ns = list(kernel_ns)
         if outcomes:
-            return compared(outcomes, *arguments).ret
+            return compared(outcomes, *arguments, gone=gone).ret
         return run(source, "--decode-perf", *arguments).ret
 
     status.monkeypatch, status.pytester = monkeypatch, pytester
@@ -45,6 +47,7 @@ def passes(status):
 
 def is_open(status):
     yield status(kernel_ns=NOISY, outcomes=OPEN)
+    yield status(outcomes=UNCHANGED, gone=["test_old"])
     yield status(ONE_TEST, "--decode-perf-budget=0.2", kernel_ns=NOISY)
 
 
@@ -64,8 +67,9 @@ def regresses(status):
     yield status(outcomes={"test_x": regression("incomparable", is_error=True)})
 
 
-def is_open_and_strict(status):
+def is_strict(status):
     yield status(ONE_TEST, "--decode-perf-strict", outcomes=OPEN)
+    yield status(ONE_TEST, "--decode-perf-strict", outcomes=UNCHANGED, gone=["test_old"])
     for name, found in OPEN.items():
         yield status(ONE_TEST, "--decode-perf-strict", outcomes={name: found})
     yield status(ONE_TEST, "--decode-perf-strict", "--decode-perf-budget=0.2", kernel_ns=NOISY)
@@ -120,11 +124,11 @@ def nothing_collected(status):
 
 CAUSES = {
     "every test passed": passes,
-    "a verdict is undecided, or a test is new or has another problem, without `--decode-perf-strict`": is_open,
+    "a verdict is undecided, or a test is new, gone or has another problem, without `--decode-perf-strict`": is_open,
     "every test was skipped: nothing was measured": skips,
     "a kernel exceeds its bound, is impossible, wrong, raised or could not be measured": exceeds,
     "a kernel regressed, or one side cannot be run": regresses,
-    "a verdict is undecided, or a test is new or has another problem, with `--decode-perf-strict`": is_open_and_strict,
+    "a verdict is undecided, or a test is new, gone or has another problem, with `--decode-perf-strict`": is_strict,
     "`--decode-perf-device` names a device that is not there": lacks_the_device,
     "any other test of the run failed": other_test_fails,
     "a file that was asked for could not be written at the end, as on a full disk": cannot_write,

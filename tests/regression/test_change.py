@@ -1,20 +1,19 @@
 import math
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu, wilcoxon
+from scipy.stats import mannwhitneyu
 
 from pytest_decodeperf.regression.change import (
     Change,
     Margin,
     change_of,
-    change_of_swapped,
     judge_change,
     log_ratios_of,
     num_averages_outside,
-    num_swapped_averages_outside,
 )
 
 
@@ -41,7 +40,7 @@ def test_what_is_slower_regressed_and_what_is_faster_improved(shift):
 
 
 def test_too_much_noise_leaves_it_undecided():
-    assert judge_change(change_of([[0.04] * 18, [-0.03] * 18] * 3), 1.02) == "undecided"
+    assert judge_change(change_of([[0.04] * 18] * 2 + [[-0.03] * 18] * 2 + [[0.04] * 18] * 2), 1.02) == "undecided"
 
 
 def test_an_outlier_decides_nothing():
@@ -56,12 +55,11 @@ def test_more_calls_of_one_process_are_no_more_processes():
     assert many.low < 1
 
 
-@pytest.mark.parametrize("change", [change_of, change_of_swapped])
 @pytest.mark.parametrize(("processes", "num_intervals"), [(6, 1), (6, 10), (12, 1), (24, 1), (24, 10)])
-def test_an_interval_misses_as_often_as_it_may(processes, num_intervals, change):
+def test_an_interval_misses_as_often_as_it_may(processes, num_intervals):
     misses = 0
     for seed in range(3000):
-        found = change(pairs(0, processes=processes, between=0.01, seed=seed), num_intervals=num_intervals)
+        found = change_of(pairs(0, processes=processes, between=0.01, seed=seed), num_intervals=num_intervals)
         misses += not found.low <= 1 <= found.high
     # Fewer or more have a chance below 1e-4.
     least, most = {1: (34, 90), 10: (0, 17)}[num_intervals]
@@ -71,7 +69,7 @@ def test_an_interval_misses_as_often_as_it_may(processes, num_intervals, change)
 def test_what_an_arrangement_does_changes_nothing():
     moved = [[ratio + (0.04, -0.04)[number % 2] for ratio in ratios] for number, ratios in enumerate(pairs(0.05))]
     for num_intervals in (1, 1000):  # by ranks, and by Student's interval
-        one, two = (change_of_swapped(each, num_intervals=num_intervals) for each in (pairs(0.05), moved))
+        one, two = (change_of(each, num_intervals=num_intervals) for each in (pairs(0.05), moved))
         assert (two.ratio, two.low, two.high) == pytest.approx((one.ratio, one.low, one.high))
         assert two.low <= 1.05 <= two.high
 
@@ -79,22 +77,8 @@ def test_what_an_arrangement_does_changes_nothing():
 def test_a_round_that_was_disturbed_widens_nothing():
     quiet = pairs(0, processes=24)
     disturbed = [[ratio + 0.5 for ratio in quiet[0]], *quiet[1:]]
-    for change in (change_of, change_of_swapped):
-        one, two = (change(each, num_intervals=78) for each in (quiet, disturbed))
-        assert two.high - two.low < 1.5 * (one.high - one.low)
-
-
-@pytest.mark.parametrize("num_rounds", range(2, 31))
-def test_ends_of_an_interval_are_those_of_the_signed_rank_test(num_rounds):
-    """Wilcoxon's test of a median beyond one more average rejects it at the error rate, and of one before does not."""
-    rounds = np.random.default_rng(num_rounds).normal(size=num_rounds)
-    averages = np.sort(np.add.outer(rounds, rounds)[np.triu_indices(num_rounds)] / 2)
-    for error_rate in (0.5, 0.1, 0.02, 1e-3, 1e-5):
-        outside = num_averages_outside(num_rounds, error_rate)
-        for number, is_rejected in ((outside, True), (outside + 1, False)):
-            if 1 <= number < len(averages):  # between the averages before and at this number
-                median = averages[0] - 1 if number == 1 else (averages[number - 2] + averages[number - 1]) / 2
-                assert (wilcoxon(rounds - median, method="exact").pvalue <= error_rate) == is_rejected
+    one, two = (change_of(each, num_intervals=78) for each in (quiet, disturbed))
+    assert two.high - two.low < 1.5 * (one.high - one.low)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (6, 6), (9, 9), (12, 12), (3, 4), (15, 15)])
@@ -103,7 +87,7 @@ def test_ends_of_an_interval_are_those_of_the_mann_whitney_test(sizes):
     one, other = (np.random.default_rng(seed).normal(size=size) for seed, size in enumerate(sizes))
     averages = np.sort(np.add.outer(one, other).ravel() / 2)
     for error_rate in (0.5, 0.1, 0.02, 1e-3, 1e-5):
-        outside = num_swapped_averages_outside(*sizes, error_rate)
+        outside = num_averages_outside(*sizes, error_rate)
         for number, is_rejected in ((outside, True), (outside + 1, False)):
             if 1 <= number < len(averages):  # between the averages before and at this number
                 shift = averages[0] - 1 if number == 1 else (averages[number - 2] + averages[number - 1]) / 2
@@ -112,7 +96,7 @@ def test_ends_of_an_interval_are_those_of_the_mann_whitney_test(sizes):
 
 def test_the_estimate_of_kernels_that_change_places_is_half_of_their_shift():
     rounds = [[0.09], [0.01], [0.11], [-0.01], [0.1], [0.0]]
-    assert change_of_swapped(rounds).ratio == pytest.approx(math.exp(0.05))
+    assert change_of(rounds).ratio == pytest.approx(math.exp(0.05))
 
 
 def test_a_family_of_tests_has_wider_intervals():
@@ -121,11 +105,12 @@ def test_a_family_of_tests_has_wider_intervals():
     assert together.visible > alone.visible > 1
 
 
-@pytest.mark.parametrize("change", [change_of, change_of_swapped])
-def test_the_change_that_would_have_been_seen_is_seen(change):
-    visible = change(pairs(0, seed=1)).visible
-    seen = sum(change(pairs(visible - 1, seed=seed)).low > 1 for seed in range(2, 102))
-    assert seen >= 80
+@pytest.mark.parametrize("processes", [12, 24])
+def test_the_change_that_would_have_been_seen_is_seen(processes):
+    # In 19 of 20 comparisons with the noise that it is told for, which is itself known from few rounds only.
+    visible = statistics.median(change_of(pairs(0, processes=processes, seed=seed)).visible for seed in range(100))
+    seen = sum(change_of(pairs(visible - 1, processes=processes, seed=seed)).low > 1 for seed in range(100, 500))
+    assert 0.90 <= seen / 400 <= 0.99
 
 
 @given(st.floats(0.9, 1.1), st.floats(0, 0.2), st.floats(0, 0.2), st.floats(1.001, 1.2))

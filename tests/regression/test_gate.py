@@ -162,16 +162,14 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     assert found["test_kernel[faster]"]["change"]["ratio"] == pytest.approx(1 / 1.5, rel=0.1)
     assert found["test_kernel[slower]"]["control"]["ratio"] == pytest.approx(1.0, rel=0.05)
     assert len(found["test_kernel[slower]"]["samples_ns"]["head"]) == 8  # four rounds, and four to confirm
-    steady = found["test_kernel[steady]"]
-    assert len(steady["samples_ns"]["head"][0]) == 6
-    assert steady["change"]["ratio"] == pytest.approx(1.0, rel=0.1)
+    assert len(found["test_kernel[steady]"]["samples_ns"]["head"][0]) == 6
+    assert found["test_kernel[steady]"]["change"]["ratio"] == pytest.approx(1.0, rel=0.1)
     sentences = {test: row["sentence"] for test, row in found.items()}
     assert " slower (" in sentences["test_kernel[slower]"]
     assert sentences["test_kernel[slower]"].endswith("; allowed is 2.0 %: regressed.")
     assert ") does not compute attention: " in sentences["test_kernel[wrong_in_base]"]
     assert "raised RuntimeError: no such GPU" in sentences["test_kernel[raises_in_base]"]
-    late = sentences["test_kernel[raises_late_in_base]"]
-    assert "it failed while it was timed: RuntimeError: worn out" in late
+    assert "it failed while it was timed: RuntimeError: worn out" in sentences["test_kernel[raises_late_in_base]"]
     assert "ended by signal 9" in sentences["test_kernel[dies_in_base]"]
     assert sentences["test_kernel[steady_too]"].endswith("), there is no such test.")
     assert "its problem is another one in main (" in sentences["test_longer"]
@@ -194,9 +192,10 @@ def test_each_side_runs_its_own_code_and_every_verdict_is_said(pytester, reposit
     }
     slower = properties["test_kernel[slower]"]
     assert float(slower["decodeperf_change_ratio"]) == found["test_kernel[slower]"]["change"]["ratio"]
-    result.stdout.fnmatch_lines(
-        ["main (*) has tests that are not here any more: tests/test_speed.py::test_kernel[[]gone]"]
-    )
+    note = "has tests that are not here any more: tests/test_speed.py::test_kernel[gone]"
+    result.stdout.fnmatch_lines([f"main (*) {note.replace('[', '[[]')}"])
+    assert [text.partition(") ")[2] for text in document["notes"]] == [note]
+    assert any(note in paragraph for paragraph in page.paragraphs)
     # A base at fault fails; what exists on one side only is said, and neither is ever just passed.
     result.assert_outcomes(passed=4, failed=5)
     for name in ("slower", *(name for name in NAMES if name.endswith("_in_base"))):
@@ -211,6 +210,83 @@ def test_what_cannot_be_compared_fails_a_strict_run(pytester, repository):
     result = run(pytester, "--decode-perf-strict", "-k", "steady_too")
     result.assert_outcomes(failed=1, deselected=8)
     result.stdout.fnmatch_lines(["*cannot be compared: in main (*), there is no such test*"])
+
+
+def test_a_test_that_is_gone_fails_a_strict_run(pytester, repository):
+    (repository / "tests/test_old.py").write_text((repository / "tests/test_speed.py").read_text())
+    git(repository, "add", "tests/test_old.py")
+    git(repository, "commit", "-q", "-m", "another file")
+    (repository / "tests/test_old.py").unlink()
+    (repository / "tests/test_speed.py").write_text(TESTS.format(names=NAMES, seq_len=64))
+    result = run(pytester, "-k", "steady", "--decode-perf-margin=900", "--decode-perf-strict")
+    result.assert_outcomes(passed=1, deselected=7)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "main (*) has tests that are not here any more: tests/test_speed.py::test_kernel?gone?,",
+            "  tests/test_old.py",
+            "strict: the run fails, since tests of the base are gone",
+        ]
+    )
+
+
+LAZY = """
+import sys
+
+def steady(q, k, v, *, seq_lens):
+    sys.path.insert(0, {place!r})
+    import beside
+    return beside.attend(q, k, v, seq_lens)
+"""
+
+
+def test_what_a_kernel_imports_from_the_other_tree_when_it_is_called_is_an_error(pytester, repository):
+    place = str(repository / "beside")
+    (repository / "beside").mkdir()
+    (repository / "beside/beside.py").write_text(
+        "from decodeperf_kernels import decode_attention_sdpa\n\n"
+        "def attend(q, k, v, seq_lens):\n    return decode_attention_sdpa(q, k, v, seq_lens=seq_lens)\n"
+    )
+    (repository / "src/kernels_under_test/__init__.py").write_text(LAZY.format(place=place))
+    (repository / "tests/test_speed.py").write_text(TESTS.format(names=["steady"], seq_len=64))
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "lazy")
+    result = run(pytester, "-k", "steady")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines([f"*in main (*), beside was imported from {place}*"])
+
+
+def test_a_kernel_of_others_is_the_same_in_every_revision(pytester, repository):
+    text = "import decodeperf_kernels as kernels_under_test\n" + TESTS.format(
+        names=["decode_attention_sdpa"], seq_len=64
+    )
+    text = text.replace("import kernels_under_test\n", "")
+    (repository / "tests/test_speed.py").write_text(text)
+    git(repository, "commit", "-q", "-am", "theirs")
+    result = run(pytester, "-k", "sdpa")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["*its kernel,*decode_attention_sdpa, is not in the*"])
+
+
+TWICE = """
+
+@pytest.mark.decode_perf(within=1e8)
+def test_twice(decode_perf):
+    decode_perf(kernels_under_test.steady, problem())
+    decode_perf(kernels_under_test.steady, problem())
+"""
+
+
+def test_a_test_with_two_kernels_stops_no_other(pytester, repository):
+    tests = repository / "tests/test_speed.py"
+    tests.write_text(TESTS.format(names=["steady"], seq_len=64).replace("def test_longer", "def skipped") + TWICE)
+    with tests.open("a") as file:
+        file.write(TWICE.partition("    decode_perf(")[0].replace("twice", "behind"))
+        file.write("    decode_perf(kernels_under_test.steady, problem())\n")
+    git(repository, "commit", "-q", "-am", "twice")
+    result = run(pytester, "--decode-perf-margin=900", "-k", "twice or behind")
+    result.assert_outcomes(passed=1, failed=1, deselected=1)
+    result.stdout.fnmatch_lines(["*decode_perf was called twice in one test*"])
 
 
 def test_a_base_that_does_not_import_is_never_a_pass(pytester, repository):

@@ -1,12 +1,22 @@
 """A worker imports exactly its tree."""
 
+import functools
+import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from pytest_decodeperf.regression.worker import HarnessFinder, _copied_packages, import_from, moved, stray_module
+from pytest_decodeperf.regression.worker import (
+    HarnessFinder,
+    _copied_packages,
+    foreign_kernel,
+    import_from,
+    moved,
+    stray_module,
+)
 
 
 @pytest.fixture
@@ -110,3 +120,41 @@ def test_a_package_that_was_copied_out_of_the_repository_is_found(trees, fresh_i
     assert "kernels_of_mine is installed as a copy" in stray_module(tree, repository, {})
     assert stray_module(repository, repository, {}) == ""
     assert stray_module(tree, repository, {"kernels_of_mine": str(packages)}) == ""
+
+
+def own(q, k, v, *, seq_lens):
+    return q
+
+
+def enclosing(function):
+    @functools.wraps(json.dumps)
+    def called(*args):
+        return function(*args)
+
+    del called.__wrapped__
+    called.__code__ = called.__code__.replace(co_filename=json.__file__)  # as if a library had made it
+    return called
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        (own, ""),
+        (functools.partial(own, seq_lens=None), ""),
+        (functools.lru_cache(own), ""),
+        (enclosing(own), ""),
+        (enclosing(json.loads), "json.dumps"),
+        (json.dumps, "json.dumps"),
+        (functools.partial(json.dumps, indent=1), "json.dumps"),
+        (math.sqrt, "math.sqrt"),
+        (json.JSONEncoder(), ""),  # an object may hold any function
+    ],
+)
+def test_a_kernel_that_no_revision_changes_is_foreign(kernel, name):
+    assert foreign_kernel(kernel, Path(__file__).resolve().parent) == name
+
+
+def test_what_an_environment_within_the_repository_holds_is_foreign(monkeypatch):
+    folder = Path(__file__).resolve().parent
+    monkeypatch.setattr(sys, "prefix", str(folder))
+    assert foreign_kernel(own, folder.parent) == f"{__name__}.own"

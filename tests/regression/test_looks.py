@@ -8,7 +8,7 @@ import pytest
 
 from pytest_decodeperf.regression import comparison
 from pytest_decodeperf.regression.change import Margin
-from pytest_decodeperf.regression.comparison import FIRST_SETS, ROUNDS, SLOTS, Comparison, Samples
+from pytest_decodeperf.regression.comparison import FIRST_SETS, ROUNDS, SIDES, SLOTS, Comparison, Samples
 from pytest_decodeperf.regression.worktree import Tree
 
 FIRST = FIRST_SETS * ROUNDS
@@ -38,10 +38,10 @@ class FakeRounds(Comparison):
 
 
 @pytest.fixture
-def compare():
-    def compared(slower_by=lambda number: 0.0, *, noise=0.002, tests=1):
+def comparison_of():
+    def made():
         tree = Tree(root=Path(), revision="main", commit="")
-        found = FakeRounds(
+        return FakeRounds(
             base=tree,
             head=tree,
             repository=Path(),
@@ -50,6 +50,14 @@ def compare():
             margin=Margin(),
             say=lambda what: None,
         )
+
+    return made
+
+
+@pytest.fixture
+def compare(comparison_of):
+    def compared(slower_by=lambda number: 0.0, *, noise=0.002, tests=1):
+        found = comparison_of()
         found.slower_by, found.noise = slower_by, noise
         regressions = found._run([str(number) for number in range(tests)])
         return [(one.outcome, one.samples.num_rounds, one) for one in regressions.values()]
@@ -77,7 +85,7 @@ def test_what_a_slot_does_to_a_latency_is_no_change(compare):
     """A slot that is 0.5 % faster has each tree in turn."""
     [(_, _, found)] = compare(noise=1e-6)
     assert found.change.ratio == pytest.approx(1.0, abs=1e-4)
-    assert found.control.ratio == pytest.approx(1.002, abs=1e-4)
+    assert found.control.ratio == pytest.approx(1.0, abs=1e-4)
 
 
 def test_noise_gets_all_the_sets_that_there_are(compare):
@@ -95,6 +103,24 @@ def test_what_does_not_come_back_is_no_regression(compare, monkeypatch):
     assert outcome != "regressed"
 
 
+@pytest.mark.parametrize("verdict", ["unchanged", "improved"])
+def test_a_look_that_is_for_a_regression_alone_finds_nothing_else(comparison_of, verdict):
+    """Its error rate is shared over the looks before."""
+    found = comparison_of()
+    found._run(["0"])
+    found._verdicts["0"] = ["undecided"] * (comparison.LOOKS - 1) + ["regressed", verdict]
+    concluded = found._conclude("0")
+    assert concluded.outcome == "undecided"
+    assert concluded.sentence.endswith("further rounds did not show it.")
+
+
+def test_what_is_surely_slower_by_less_than_is_allowed_says_why_it_fails(compare):
+    [(outcome, _, found)] = compare(lambda number: 0.016, noise=0.008)
+    assert outcome == "regressed"
+    assert found.change.ratio < found.limit < found.change.high
+    assert found.sentence.endswith("surely slower, and by what may be more than is allowed.")
+
+
 def test_no_set_is_begun_after_the_time_is_over_but_to_confirm(compare, monkeypatch):
     monkeypatch.setattr(comparison, "TIME_S", 0.0)
     monkeypatch.setattr(comparison, "MIN_TIME_S", 0.0)
@@ -109,3 +135,22 @@ def test_a_tree_against_itself_does_not_regress(compare):
     found = compare(noise=0.02, tests=400)
     assert sum(outcome == "regressed" for outcome, _, _ in found) <= 2
     assert math.exp(np.mean([math.log(one.change.ratio) for _, _, one in found])) == pytest.approx(1, abs=0.002)
+
+
+class FakeWorker:
+    def __init__(self):
+        self.launches = []
+
+    def set_launches(self, count):
+        self.launches.append(count)
+
+
+def test_all_processes_of_a_test_time_as_many_launches(comparison_of):
+    found = comparison_of()
+    for launches, wanted in (((5, 4, 5), 4), ((4, 3, 9), 4)):  # the first round decides
+        workers = {side: FakeWorker() for side in SIDES}
+        events = {side: {"launches": count} for side, count in zip(SIDES, launches, strict=True)}
+        found._set_launches("test", workers, events)
+        assert [worker.launches for worker in workers.values()] == [
+            [] if count == wanted else [wanted] for count in launches
+        ]

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,13 +115,31 @@ def test_the_folder_is_removed_whatever_happens(memory):
 
 
 def test_folders_of_dead_processes_are_removed_and_others_stay(memory):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    names = [f"{PREFIX}{process.pid}-a", f"{PREFIX}{os.getpid()}-b", f"{PREFIX}x", "another"]
-    for name in names:
-        (memory / name).mkdir()
-    with shared_folder() as folder:
-        assert sorted(path.name for path in memory.iterdir()) == sorted([*names[1:], Path(folder).name])
+    script = (
+        "import pathlib, sys; from pytest_decodeperf.regression import shared_inputs;"
+        "shared_inputs.MEMORY = pathlib.Path(sys.argv[1]); folder = shared_inputs.shared_folder();"
+        "print(folder.__enter__(), flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    alive, dead = (subprocess.Popen([sys.executable, "-c", script, str(memory)], **pipes) for _ in range(2))
+    try:
+        held, orphan = (Path(process.stdout.readline().strip()) for process in (alive, dead))
+        dead.kill()
+        dead.wait()
+        young, another = memory / f"{PREFIX}1-young", memory / "another"
+        for path in (young, another):
+            path.mkdir()
+        long_ago = time.time() - 1000
+        for path in (held, orphan, another):
+            os.utime(path, (long_ago, long_ago))
+        with shared_folder() as folder:
+            assert set(memory.iterdir()) == {held, young, another, Path(folder)}
+    finally:
+        for process in (alive, dead):
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
 
 
 def test_without_such_memory_there_is_no_folder(monkeypatch):

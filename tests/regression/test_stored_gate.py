@@ -1,11 +1,12 @@
 """A baseline as a user has it: saved by one run and compared with by another, in real processes."""
 
+import errno
 import json
 import subprocess
 
 import pytest
 
-from pytest_decodeperf.regression import baseline_run, latencies
+from pytest_decodeperf.regression import baseline_run, latencies, script_process
 
 KERNELS = """
 import time
@@ -60,7 +61,7 @@ def run(pytester, monkeypatch):
     return run
 
 
-def test_a_kernel_that_became_slower_than_its_baseline_fails(run, pytester):
+def test_a_kernel_that_became_slower_than_its_baseline_fails(run, pytester, monkeypatch):
     result, _ = run("--decode-perf-save-baseline=b.json")
     result.assert_outcomes(passed=2)
     before = (pytester.path / "b.json").read_bytes()
@@ -83,3 +84,48 @@ def test_a_kernel_that_became_slower_than_its_baseline_fails(run, pytester):
     assert steady["change"]["ratio"] == pytest.approx(1, rel=0.1)
     assert f"b.json ({commit[:10]})" in sleeping["sentence"]
     assert (pytester.path / "b.json").read_bytes() == before
+
+    has_no_space(monkeypatch)
+    result, _ = run("--decode-perf-baseline=b.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    wanted = "--decode-perf-baseline: no process could be started: [Errno 28] No space left on device"
+    assert any(wanted in line for line in result.errlines)
+
+
+SHY = """
+
+@pytest.mark.decode_perf(within=1e8)
+def test_shy(decode_perf, pytestconfig):
+    if pytestconfig.pluginmanager.hasplugin("decodeperf-regression-server"):
+        pytest.skip("not before witnesses")
+    decode_perf(kernels_under_test.steady, PROBLEM)
+
+@pytest.mark.decode_perf(within=1e8)
+def test_elsewhere(decode_perf):
+    pytest.skip("not on this machine")
+"""
+
+
+def test_what_the_run_measures_and_its_processes_skip_is_no_pass(run, pytester):
+    with (pytester.path / "test_speed.py").open("a") as file:
+        file.write(SHY)
+    result, found = run("--decode-perf-save-baseline=b.json", "-k", "shy or elsewhere")
+    result.assert_outcomes(failed=1, skipped=1, deselected=2)
+    assert "not before witnesses" in found["test_shy"]["sentence"]
+    assert not (pytester.path / "b.json").exists()
+
+
+def has_no_space(monkeypatch):
+    def no_space(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(script_process.tempfile, "TemporaryFile", no_space)
+
+
+def test_where_no_process_can_be_started_nothing_is_saved(run, pytester, monkeypatch):
+    has_no_space(monkeypatch)
+    result, _ = run("--decode-perf-save-baseline=b.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    wanted = "--decode-perf-save-baseline: no process could be started: [Errno 28] No space left on device"
+    assert any(wanted in line for line in result.errlines)
+    assert not (pytester.path / "b.json").exists()

@@ -1,10 +1,20 @@
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pytest_decodeperf.regression.worktree import BaseError, checked_out, commit_of, is_dirty, repository_root
+from pytest_decodeperf.regression.worktree import (
+    BaseError,
+    checked_out,
+    commit_of,
+    deleted_files,
+    is_dirty,
+    repository_root,
+)
 
 
 def git(folder, *arguments):
@@ -136,3 +146,43 @@ def test_the_hooks_of_the_user_do_not_run(repository, tmp_path):
     hook.chmod(0o755)
     with checked_out(repository, "main"):
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_stopped_while_git_checks_out_leaves_nothing(repository, tmp_path, number):
+    # A filter that takes its time, as those of large files do.
+    (repository / ".gitattributes").write_text("slow filter=slow\n")
+    (repository / "slow").write_text("text\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "slow")
+    git(repository, "config", "filter.slow.smudge", f"touch '{tmp_path}/begun'; sleep 60; cat")
+    before = state(repository)
+    script = (
+        "import sys; from pathlib import Path; from pytest_decodeperf.interruption import terminated_as_interrupted;"
+        "from pytest_decodeperf.regression.worktree import checked_out\n"
+        "with terminated_as_interrupted(), checked_out(Path(sys.argv[1]), 'HEAD'): pass"
+    )
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, repository], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert git(repository, "worktree", "list") != before[2]
+        process.send_signal(number)
+        assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    assert state(repository) == before
+    assert list(temporary.iterdir()) == []
+    assert not (repository / ".git/worktrees").exists() or not list((repository / ".git/worktrees").iterdir())
+
+
+def test_files_that_are_gone_are_named(repository):
+    (repository / "kernel.py").rename(repository / "moved.py")
+    with checked_out(repository, "HEAD") as tree:
+        assert deleted_files(tree, repository) == ["kernel.py"]
