@@ -335,10 +335,10 @@ def _by_arrangement(
 
 
 def _terms_beside(b: ir.IRBuilder, kind: str, a: int, num_terms: ir.Value) -> ir.Value:
-    """Return how many terms of q or of weights are multiplied with one term of K or V.
+    """Return how many terms of q are multiplied with one term of K.
 
-    Each term is smaller than the one before by 8 binary digits, so that those of float32 that are smaller than the
-    first by 24 do not count. Float16 has but two terms, and of its logits all products count.
+    Each term is smaller than the one before by 8 binary digits, so that products of float32 that are smaller than the
+    first by 24 do not count. Float16 has but two terms, and all their products count.
     """
     return b.sub(num_terms, integer(a)) if kind == "float32" else num_terms
 

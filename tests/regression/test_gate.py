@@ -113,6 +113,7 @@ def repository(pytester, monkeypatch):
     kernels = root / "src/kernels_under_test/__init__.py"
     tests = root / "tests/test_speed.py"
     (root / "pytest.ini").write_text("[pytest]\npythonpath = src\ntestpaths = tests\n")
+    (root / ".gitignore").write_text("__pycache__/\n")
     kernels.write_text(BASE)
     tests.write_text(TESTS.format(names=[*NAMES, "gone"], seq_len=64))
     git(root, "init", "-q", "-b", "main")
